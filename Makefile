@@ -1,0 +1,73 @@
+# `make` alone lists the targets. Every one of them makes the virtual environment it needs.
+
+PYTHON ?= python3
+# More arguments for pip when it installs torch: where to find a CPU build, for example.
+TORCH_ARGS ?=
+# Processes of the test suite ("auto": one for each available core), and more arguments for pytest.
+JOBS ?= auto
+PYTEST_ARGS ?=
+
+# What the two long targets run.
+COMPARE = $(BIN)/bayesnn compare digits --out results/digits
+BENCH = $(BIN)/python benchmarks/speed.py --out results/bench
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help compare test lint types bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo "Variables: PYTHON=python3.12  TORCH_ARGS='--index-url ...'  JOBS=4  PYTEST_ARGS='-m \"not slow\"'"
+
+compare: $(VENV)/.stamp-run ## compare the methods on the digits; the report goes to results/digits
+	$(COMPARE)
+
+# One thread in each worker: several processes that each start a thread for every core slow one another down.
+test: $(VENV)/.stamp-test ## run the whole test suite, in parallel
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+lint: $(VENV)/.stamp-test ## check style with ruff
+	$(BIN)/ruff check .
+
+types: $(VENV)/.stamp-test ## check types with mypy, strictly
+	$(BIN)/mypy
+
+bench: $(VENV)/.stamp-bench ## time the library beside plain torch and its peers
+	$(BENCH)
+
+clean: ## remove the virtual environment, caches and builds; results/ stays
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is touched after its step succeeded, so a step that was interrupted is done again.
+
+$(VENV)/.stamp-venv:
+	@command -v $(PYTHON) > /dev/null || { echo "expected Python 3.11 or newer, but there is no $(PYTHON): run make with PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "expected Python 3.11 or newer, but $(PYTHON) is %d.%d: run make with PYTHON=/path/to/python" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch comes first and alone, at its pin: the packages after it find it there and bring no build of their own.
+$(VENV)/.stamp-torch: $(VENV)/.stamp-venv constraints.txt
+	$(INSTALL) $(TORCH_ARGS) torch
+	@touch $@
+
+$(VENV)/.stamp-run: $(VENV)/.stamp-torch pyproject.toml constraints.txt
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.stamp-test: $(VENV)/.stamp-torch pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[test]'
+	@touch $@
+
+# Two of the peers ask for torchvision without needing it for what is timed, and PyPI's torchvision beside a CPU build
+# of torch makes torchmetrics fail at import.
+$(VENV)/.stamp-bench: $(VENV)/.stamp-torch pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[bench]'
+	$(PIP) uninstall --quiet --yes torchvision
+	@touch $@
