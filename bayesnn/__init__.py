@@ -1,0 +1,30 @@
+"""bayesnn: Bayesian neural networks whose uncertainty can be trusted."""
+
+from bayesnn import data, diagnostics, likelihoods, metrics, nets, optim, plots, priors
+from bayesnn.errors import DivergedError
+from bayesnn.fit import fit
+from bayesnn.methods import MAP, SGLD, MeanFieldVI
+from bayesnn.model import BayesianModel
+from bayesnn.posterior import Posterior
+from bayesnn.predictive import Predictive
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MAP",
+    "SGLD",
+    "BayesianModel",
+    "DivergedError",
+    "MeanFieldVI",
+    "Posterior",
+    "Predictive",
+    "data",
+    "diagnostics",
+    "fit",
+    "likelihoods",
+    "metrics",
+    "nets",
+    "optim",
+    "plots",
+    "priors",
+]

@@ -1,0 +1,270 @@
+"""``fit``: the one loop. It owns minibatches, schedules, progress, validation, interruption and chains."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from typing import Any, Literal
+
+import torch
+
+from bayesnn.data.batches import Batches, Loader, Order
+from bayesnn.errors import DivergedError, at_least, unknown
+from bayesnn.methods import MAP, METHODS, Method, Plan, Run
+from bayesnn.methods.base import make_schedule, reset_parameters
+from bayesnn.model import BayesianModel, State
+from bayesnn.posterior import Posterior
+from bayesnn.prepare import Task, on_device, prepare
+from bayesnn.progress import Progress
+from bayesnn.rng import Streams, isolated
+from bayesnn.source import Draws, Source
+from bayesnn.validation import score
+
+DEFAULT_BATCH = 64
+
+
+def fit(
+    model: BayesianModel,
+    data: Any,
+    method: Method | type[Method] | str | None = None,
+    *,
+    epochs: int | None = None,
+    batch_size: int | None = DEFAULT_BATCH,
+    chains: int | None = None,
+    seed: int = 0,
+    validation: Any = None,
+    early_stopping: int | None = None,
+    init: Posterior | Literal["fresh", "net"] = "fresh",
+    order: Order = "reshuffle",
+    num_data: int | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Posterior:
+    """Fit the posterior of ``model`` to ``data``.
+
+    Parameters
+    ----------
+    model : net, prior and likelihood. It is not changed: every chain works on a copy.
+    data : :class:`bayesnn.data.Data`, a pair (x, y) of tensors or arrays, or an iterable of minibatches (x, y) such as a
+        ``DataLoader``. Where the data carry a ``target`` transform, the net is fitted to standardised targets and all
+        predictions are given back in the targets' own units.
+    method : what to fit: ``MAP()`` (the default), ``MeanFieldVI()``, ``SGLD()``, ... or the name of one.
+    epochs : passes over the data; by default as many as give the method's default number of steps.
+    batch_size : rows a step; None, or more than there are, takes all of them: exact gradients.
+    chains : independent chains, each with its own initial weights, noise and order of the data; the method's default
+        otherwise (4 for samplers, 1 else). ``MAP()`` with ``chains=5`` is a deep ensemble.
+    seed : of everything random. On the CPU the same seed gives the same bits (for the same number of threads), and a
+        chain's draws do not depend on how many other chains there are.
+    validation : (x, y), Data, or a share of the rows of ``data`` to hold out. Scored after each epoch into the history.
+    early_stopping : stop when the validation negative log likelihood has not improved for so many epochs, and go back
+        to the best one. Not for samplers.
+    init : where the chains start: ``"fresh"`` initial weights (each module's ``reset_parameters``; parameters that no
+        module resets keep the net's values), ``"net"`` the net's present weights, or a posterior to go on from.
+    order : ``"reshuffle"`` (each row once an epoch), ``"iid"`` (rows drawn with replacement), ``"sequential"``.
+    num_data : N, where ``data`` is a loader that does not tell.
+    device : where to compute.
+    progress : show a progress bar, and before a long run the expected seconds and bytes.
+
+    Returns
+    -------
+    Posterior
+        After Ctrl-C, what there is so far.
+
+    Raises
+    ------
+    ValueError, TypeError : arguments or data that cannot be; one line that says what was expected.
+    DivergedError : the loss of every chain became NaN before a draw was kept.
+    """
+    method = _method(method)
+    at_least("seed", seed, 0)
+    chains = at_least("chains", chains if chains is not None else method.default_chains, 1)
+    if batch_size is not None:
+        at_least("batch_size", batch_size, 1)
+    if early_stopping is not None:
+        at_least("early_stopping", early_stopping, 1)
+        if validation is None:
+            raise ValueError("Expected validation= with early_stopping, got none: hold out a share, validation=0.1.")
+        if method.is_sampler:
+            raise ValueError(f"Expected no early_stopping for {type(method).__name__}: a chain has no best epoch.")
+    if not isinstance(init, Posterior) and init not in ("fresh", "net"):
+        raise unknown("init", init, ("fresh", "net"))
+    model = model.copy().to(device)
+    task = prepare(model, data, validation, num_data, seed)
+    plan = _plan(method, task, batch_size, epochs, chains, order)
+    method.check(model, plan)
+    if init == "fresh" and chains > 1:
+        _warn_if_alike(model)
+
+    sources: list[Source] = []
+    history: list[dict[str, Any]] = []
+    info: dict[str, Any] = {
+        "method": method.config(), "seed": seed, "epochs": plan.epochs, "batch_size": plan.batch_size,
+        "steps": plan.steps, "gradient_evaluations": [], "seconds": [], "diverged": [], "interrupted": False,
+    }
+    with Progress(progress, plan, chains * method.draw_bytes(model, plan)) as bar:
+        for chain in range(chains):
+            streams = Streams(seed, chain, device)
+            start = init.sources[chain % init.num_chains] if isinstance(init, Posterior) else None
+            copy = model.copy()
+            if init == "fresh":
+                with isolated(streams.fence):
+                    reset_parameters(copy)
+            worker = _Chain(chain, method.start(copy, plan, streams, start), plan, task, early_stopping, bar)
+            began = time.perf_counter()
+            worker.run(task.batches(plan.batch_size, order, streams.shuffle), method)
+            source = worker.result()
+            if source is not None:
+                sources.append(source)
+            history.extend(worker.history)
+            info["gradient_evaluations"].append(worker.state.gradient_evaluations)
+            info["seconds"].append(time.perf_counter() - began)
+            if worker.diverged_at is not None:
+                info["diverged"].append({"chain": chain, "step": worker.diverged_at})
+            if worker.interrupted:
+                info["interrupted"] = True
+                break
+    if not sources:
+        first = info["diverged"][0]
+        raise DivergedError(
+            f"Expected a finite loss, got NaN or infinity in chain {first['chain']} at step {first['step']}, before a draw "
+            f"was kept: lower lr (now {getattr(method, 'lr', None)})."
+        )
+    train = (task.x, task.y) if task.x is not None and task.y is not None else None
+    return Posterior(model, sources, task.num_data, task.target, history, info, train)
+
+
+class _Chain:
+    """One Run through all its epochs, with what it leaves behind."""
+
+    def __init__(
+        self, number: int, run: Run, plan: Plan, task: Task, early_stopping: int | None, bar: Progress
+    ) -> None:
+        self.number, self.state, self.plan, self.task, self.bar = number, run, plan, task, bar
+        self.patience = early_stopping
+        self.kept: list[State] = []
+        self.history: list[dict[str, Any]] = []
+        self.diverged_at: int | None = None
+        self.interrupted = False
+        self._best: tuple[float, int, dict[str, Any]] | None = None
+        self._steps = 0
+
+    def run(self, batches: Batches | Loader, method: Method) -> None:
+        """All epochs, until the budget, the patience, the user or a NaN ends them."""
+        schedulers = [make_schedule(method.schedule, o, self.plan.steps) for o in self.state.optimizers]
+        self._schedulers = [scheduler for scheduler in schedulers if scheduler is not None]
+        try:
+            for epoch in range(self.plan.epochs):
+                began = time.perf_counter()
+                with isolated(self.state.streams.fence):
+                    loss = self._epoch(epoch, batches)
+                if self.diverged_at is not None:
+                    warnings.warn(
+                        f"Chain {self.number} stopped: its loss became NaN or infinite at step {self.diverged_at}; "
+                        f"{len(self.kept)} draws are kept. Lower lr.",
+                        stacklevel=3,
+                    )
+                    return
+                self._record(epoch, loss, time.perf_counter() - began)
+                if self._exhausted(epoch):
+                    return
+        except KeyboardInterrupt:
+            self.interrupted = True
+            warnings.warn("Interrupted: the posterior holds what there is so far.", stacklevel=3)
+
+    def _epoch(self, epoch: int, batches: Batches | Loader) -> float:
+        run, total, count = self.state, 0.0, 0
+        run.begin_epoch(epoch, batches)
+        for x, y in self._placed(batches):
+            value = float(run.step(x, y))
+            self._steps += 1
+            if not math.isfinite(value):
+                self.diverged_at = self._steps
+                return value
+            self.kept.extend(run.draw())
+            for scheduler in self._schedulers:
+                scheduler.step()
+            total += value
+            count += 1
+            self.bar.step(value)
+        return total / count
+
+    def _placed(self, batches: Batches | Loader) -> Any:
+        if isinstance(batches, Batches):
+            return batches
+        model, outputs = self.state.model, self.task.num_outputs
+        placed = (on_device(model, x, y) for x, y in batches)
+        return ((x, model.likelihood.check_targets(y, outputs)) for x, y in placed)
+
+    def _record(self, epoch: int, loss: float, seconds: float) -> None:
+        row: dict[str, Any] = {"chain": self.number, "epoch": epoch, "loss": loss, **self.state.end_epoch()}
+        row |= {"lr": self.state.optimizers[0].param_groups[0]["lr"], "seconds": seconds}
+        if self.task.validation is not None:
+            row |= score(self.state, self.task.validation, self.task.target)
+        self.history.append(row)
+        self.bar.epoch(row)
+
+    def _exhausted(self, epoch: int) -> bool:
+        if self.patience is None:
+            return False
+        value = self.history[-1]["val_nll"]
+        if self._best is None or value < self._best[0]:
+            self._best = (value, epoch, self.state.state_dict())
+        return epoch - self._best[1] >= self.patience
+
+    def result(self) -> Source | None:
+        """The chain's source: the distribution it ends in, or its draws; None where a NaN left nothing."""
+        if self._best is not None:
+            self.state.load_state_dict(self._best[2])
+        elif self.diverged_at is not None:
+            return Draws.stack(self.kept) if self.kept else None
+        source = self.state.finish()
+        if source is not None:
+            return source
+        return Draws.stack(self.kept or self.state.snapshot())
+
+
+def _method(method: Method | type[Method] | str | None) -> Method:
+    if method is None:
+        return MAP()
+    if isinstance(method, str):
+        by_name = {name.lower(): cls for name, cls in METHODS.items()}
+        if method.lower() not in by_name:
+            raise unknown("method", method, METHODS)
+        return by_name[method.lower()]()
+    if isinstance(method, type) and issubclass(method, Method):
+        return method()
+    if not isinstance(method, Method):
+        raise TypeError(f"Expected a method such as SGLD(), got {type(method).__name__}: known are {', '.join(METHODS)}.")
+    return method
+
+
+def _plan(
+    method: Method, task: Task, batch_size: int | None, epochs: int | None, chains: int, order: Order
+) -> Plan:
+    if method.access == "full" and task.loader is not None:
+        raise ValueError(f"Expected data in memory for {type(method).__name__}, which needs all rows, got a loader.")
+    size = task.num_data if batch_size is None or method.access == "full" else min(batch_size, task.num_data)
+    steps = len(task.loader) if task.loader is not None else -(-task.num_data // size)
+    if epochs is None:
+        epochs = max(1, round(method.default_steps / steps))
+    return Plan(task.num_data, size, at_least("epochs", epochs, 1), steps, chains)
+
+
+def _warn_if_alike(model: BayesianModel) -> None:
+    kept = set(_unreset(model))
+    if kept and len(kept) == len(list(model.net.parameters())):
+        warnings.warn(
+            "No module of the net has reset_parameters(): all chains start from the same weights. Give the net one, or "
+            "pass init=.",
+            stacklevel=3,
+        )
+
+
+def _unreset(model: BayesianModel) -> list[str]:
+    return [
+        name
+        for prefix, module in model.net.named_modules()
+        if not callable(getattr(module, "reset_parameters", None))
+        for name, _ in module.named_parameters(prefix, recurse=False)
+    ]

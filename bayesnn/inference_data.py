@@ -1,0 +1,78 @@
+"""A posterior as an ArviZ data set (InferenceData in ArviZ 0.x, DataTree in 1.x)."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bayesnn.rng import generator, isolated
+
+if TYPE_CHECKING:
+    from bayesnn.posterior import Posterior
+
+
+def to_arviz(posterior: Posterior, data: tuple[Any, Any] | None, weights: bool, draws: int | None) -> Any:
+    """See :meth:`bayesnn.Posterior.to_arviz`."""
+    x, y = _rows(posterior, data)
+    predictive = posterior.predict(x, draws=draws)
+    states = posterior.states(draws)
+    shortest = min(len(chain) for chain in states)
+    if any(len(chain) > shortest for chain in states):
+        warnings.warn(f"Chains have {[len(c) for c in states]} draws: the last {shortest} of each are kept.", stacklevel=3)
+    counts = [len(chain) for chain in states]
+
+    def by_chain(values: torch.Tensor) -> np.ndarray[Any, Any]:
+        parts = values.split(counts)
+        return torch.stack([part[len(part) - shortest :] for part in parts]).cpu().numpy()
+
+    log_likelihood = predictive.log_likelihood(y)
+    groups: dict[str, dict[str, Any]] = {
+        "posterior": {},
+        "posterior_predictive": {"y": by_chain(_replicates(predictive))},
+        "log_likelihood": {"y": by_chain(log_likelihood)},
+        "sample_stats": {"lp": by_chain(_log_prior(posterior, states) + log_likelihood.double().sum(1).cpu())},
+        "observed_data": {"y": np.asarray(y)},
+    }
+    if weights:
+        kept = [chain[len(chain) - shortest :] for chain in states]
+        for name in posterior.model.log_priors:
+            values = torch.stack([torch.stack([state[name] for state in chain]) for chain in kept])
+            groups["posterior"][name] = values.cpu().numpy()
+    return _from_groups(groups)
+
+
+def _rows(posterior: Posterior, data: tuple[Any, Any] | None) -> tuple[Any, Any]:
+    if data is not None:
+        return data[0], data[1]
+    if posterior.train is None:
+        raise ValueError("Expected data=(x, y): this posterior does not hold its training data (loaded, or from a loader).")
+    x, y = posterior.train
+    return x, (posterior.target.inverse(y) if posterior.target is not None else y)
+
+
+def _replicates(predictive: Any) -> torch.Tensor:
+    """One sample of the targets for each draw, (draws of all chains, batch, ...)."""
+    stream = generator(0, 1)
+    with isolated(stream):
+        parts = [predictive._model.likelihood.distribution(params).sample() for _, params in predictive._blocks()]
+    return torch.cat(parts, dim=1)
+
+
+def _log_prior(posterior: Posterior, states: list[list[dict[str, torch.Tensor]]]) -> torch.Tensor:
+    priors = posterior.model.log_priors
+    values = [
+        float(sum(prior.log_prob(state[name]) for name, prior in priors.items())) for chain in states for state in chain
+    ]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _from_groups(groups: dict[str, dict[str, Any]]) -> Any:
+    import arviz as az
+
+    if int(az.__version__.split(".")[0]) >= 1:
+        # On 0.x this call succeeds as well, and puts every group into `posterior`.
+        return az.from_dict(groups)
+    return az.from_dict(**groups)

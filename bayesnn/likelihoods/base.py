@@ -1,0 +1,151 @@
+"""The contract of a likelihood: outputs of the net -> parameters of the targets' distribution -> log density.
+
+Shapes: a net gives ``(batch, outputs)``. A net with one output gives scalar targets, and then both ``(batch,)`` and
+``(batch, 1)`` are taken for targets and outputs, and ``(batch,)`` is given back: nothing is ever broadcast to
+``(batch, batch)``. Parameters of the distribution may carry draws in front, ``(draw, batch, ...)``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+Params = dict[str, Tensor]
+
+
+class Likelihood(nn.Module, ABC):
+    """Base class of likelihoods. Its own parameters (a noise scale) are inferred with the weights.
+
+    Attributes
+    ----------
+    kind : ``"classes"`` (uncertainty in nats), ``"real"`` or ``"count"`` (uncertainty as variances).
+    location_scale : whether targets may be standardised: the density has a ``loc`` and a ``scale``.
+    lower_bound : the least value a target can have.
+    """
+
+    kind: ClassVar[str] = "real"
+    location_scale: ClassVar[bool] = False
+    lower_bound: ClassVar[float] = -math.inf
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self._options = options
+
+    @abstractmethod
+    def params(self, outputs: Tensor) -> Params:
+        """Parameters of the targets' distribution, each of the targets' shape (classes: one axis more)."""
+
+    @abstractmethod
+    def distribution(self, params: Params) -> Any:
+        """The distribution of single target elements (event shape ``()``), for parameters with any leading axes."""
+
+    @abstractmethod
+    def check_targets(self, y: Tensor, num_outputs: int) -> Tensor:
+        """``y`` in the form that ``log_prob`` takes, or a ValueError: expected, got, what to do."""
+
+    def log_prob(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """log p(y | outputs), summed over a target's event dimensions, shape (batch,).
+
+        The targets are those of :meth:`check_targets`; this is the hot loop and checks nothing.
+        """
+        return sum_events(self.elementwise_log_prob(self.params(outputs), y))
+
+    def elementwise_log_prob(self, params: Params, y: Tensor) -> Tensor:
+        """log density of each element of the targets, with the leading axes of ``params``."""
+        log_prob: Tensor = self.distribution(params).log_prob(y)
+        return log_prob
+
+    def mean(self, params: Params) -> Tensor:
+        """E[y | w] for each draw, shape (draw, batch, ...); classes: their probabilities."""
+        mean: Tensor = self.distribution(params).mean
+        return mean
+
+    def uncertainty(self, params: Params) -> tuple[Tensor, Tensor]:
+        """(aleatoric, epistemic) of the equally weighted mixture over axis 0, the draws.
+
+        Here variances, by the law of total variance: E[Var(y | w)] and Var(E[y | w]) with 1/S. Classes override this.
+        """
+        variance = self.distribution(params).variance
+        if not torch.isfinite(variance).all():
+            raise ValueError(f"Expected a finite variance, got {self!r} with an infinite one: use .quantile() instead.")
+        return variance.mean(0), self.mean(params).var(0, correction=0)
+
+    def cdf(self, params: Params, y: Tensor) -> Tensor:
+        """P(target <= y) for each draw."""
+        cdf: Tensor = self.distribution(params).cdf(y)
+        return cdf
+
+    def median(self, params: Params) -> Tensor:
+        """A centre of the distribution for each draw: where the search for quantiles starts."""
+        return params["loc"]
+
+    def to_units(self, params: Params, mean: Tensor, std: Tensor) -> Params:
+        """Parameters of ``mean + std * y``: the density in the targets' own units, Jacobian included."""
+        return {**params, "loc": mean + std * params["loc"], "scale": std * params["scale"]}
+
+    def priors(self) -> dict[str, Any]:
+        """Prior of each of the likelihood's own parameters, by its name here."""
+        return {}
+
+    def config(self) -> dict[str, Any]:
+        options = {key: _plain(value) for key, value in self._options.items()}
+        return {"kind": type(self).__name__, **options}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{key}={value!r}" for key, value in self._options.items())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+
+def _plain(value: Any) -> Any:
+    return value.config() if hasattr(value, "config") else value
+
+
+def scalar_outputs(outputs: Tensor) -> Tensor:
+    """(..., batch, 1) -> (..., batch): a net with one output has scalar targets."""
+    return outputs.squeeze(-1) if outputs.dim() > 1 and outputs.shape[-1] == 1 else outputs
+
+
+def sum_events(log_prob: Tensor) -> Tensor:
+    """(batch, ...) -> (batch,): a target's elements are independent given the net's outputs."""
+    return log_prob if log_prob.dim() == 1 else log_prob.flatten(1).sum(1)
+
+
+def shaped_targets(name: str, y: Tensor, num_targets: int) -> Tensor:
+    """Targets (batch,) or (batch, num_targets), with (batch, 1) as (batch,); else a ValueError."""
+    if y.dim() == 2 and y.shape[1] == 1:
+        y = y.squeeze(1)
+    got = 1 if y.dim() == 1 else y.shape[1] if y.dim() == 2 else None
+    if got != num_targets:
+        raise ValueError(
+            f"Expected targets of shape (batch, {num_targets}) for a net whose outputs give {num_targets} targets under "
+            f"{name}, got {tuple(y.shape)}: change the net's num_outputs or the targets."
+        )
+    return y
+
+
+def real_targets(name: str, y: Tensor, num_targets: int) -> Tensor:
+    """:func:`shaped_targets` that are floating and finite."""
+    if not y.is_floating_point():
+        raise ValueError(f"Expected floating-point targets for {name}, got {y.dtype}: use y.float().")
+    return shaped_targets(name, y, num_targets)
+
+
+def from_config(config: Mapping[str, Any]) -> Likelihood:
+    """The likelihood that ``likelihood.config()`` wrote."""
+    import bayesnn.likelihoods as known
+    from bayesnn.likelihoods.noise import from_config as noise_from_config
+
+    options = {key: value for key, value in config.items() if key != "kind"}
+    if config["kind"] not in known.__all__:
+        raise ValueError(f"Expected a likelihood of bayesnn.likelihoods, got {config['kind']}: pass likelihood=.")
+    if options.get("prior") is not None:
+        options["prior"] = noise_from_config(options["prior"])
+    likelihood: Likelihood = getattr(known, config["kind"])(**options)
+    return likelihood

@@ -1,0 +1,87 @@
+"""Likelihoods of classes: Categorical (one of K) and Bernoulli (each label on its own)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bayesnn.likelihoods.base import Likelihood, Params, scalar_outputs, shaped_targets
+
+
+def mixture_uncertainty(log_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Expected entropy and mutual information of draws of class probabilities, in nats.
+
+    ``log_probs`` is (draw, ..., class). With p the mixture's mean over draws,
+    aleatoric = E[H(p_s)] and epistemic = E[KL(p_s || p)] (Depeweg et al. 2018, eq. 6 in this form): their sum is H(p)
+    and, unlike the difference of two entropies, the mean KL does not fall below zero by rounding.
+    """
+    log_probs = log_probs.double()
+    probs = log_probs.exp()
+    log_mean = probs.mean(0).log()
+    aleatoric = -torch.where(probs > 0, probs * log_probs, 0.0).sum(-1).mean(0)
+    divergence = torch.where(probs > 0, probs * (log_probs - log_mean), 0.0).sum(-1)
+    return aleatoric, divergence.mean(0).clamp_min(0.0)
+
+
+class Categorical(Likelihood):
+    """y ~ Categorical(softmax(outputs)); outputs (batch, class) are logits, y (batch,) integers in [0, class)."""
+
+    kind: ClassVar[str] = "classes"
+
+    def params(self, outputs: Tensor) -> Params:
+        return {"logits": outputs}
+
+    def distribution(self, params: Params) -> Any:
+        return dist.Categorical(logits=params["logits"], validate_args=False)
+
+    def log_prob(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return -F.cross_entropy(outputs, y, reduction="none")
+
+    def check_targets(self, y: Tensor, num_outputs: int) -> Tensor:
+        if y.is_floating_point() or y.is_complex():
+            raise ValueError(f"Expected integer class targets for Categorical, got {y.dtype}: use y.long().")
+        if num_outputs < 2:
+            raise ValueError(f"Expected a net with one output a class (>= 2), got {num_outputs}: or use Bernoulli().")
+        y = shaped_targets("Categorical", y, 1).long()
+        if len(y) and (int(y.min()) < 0 or int(y.max()) >= num_outputs):
+            raise ValueError(
+                f"Expected class targets in [0, {num_outputs}), the net's number of outputs, got "
+                f"{int(y.min())} to {int(y.max())}: count classes from 0, or give the net more outputs."
+            )
+        return y
+
+    def mean(self, params: Params) -> Tensor:
+        return params["logits"].softmax(-1)
+
+    def uncertainty(self, params: Params) -> tuple[Tensor, Tensor]:
+        return mixture_uncertainty(params["logits"].log_softmax(-1))
+
+
+class Bernoulli(Likelihood):
+    """y ~ Bernoulli(sigmoid(outputs)), each label on its own; y (batch,) or (batch, label) of 0 and 1."""
+
+    kind: ClassVar[str] = "classes"
+
+    def params(self, outputs: Tensor) -> Params:
+        return {"logits": scalar_outputs(outputs)}
+
+    def distribution(self, params: Params) -> Any:
+        return dist.Bernoulli(logits=params["logits"], validate_args=False)
+
+    def check_targets(self, y: Tensor, num_outputs: int) -> Tensor:
+        y = shaped_targets("Bernoulli", y, num_outputs)
+        y = y if y.is_floating_point() else y.to(torch.get_default_dtype())
+        if not ((y == 0) | (y == 1)).all():
+            raise ValueError(f"Expected targets 0 or 1 for Bernoulli, got {y.min():g} to {y.max():g}: recode them.")
+        return y
+
+    def mean(self, params: Params) -> Tensor:
+        return params["logits"].sigmoid()
+
+    def uncertainty(self, params: Params) -> tuple[Tensor, Tensor]:
+        logits = params["logits"]
+        return mixture_uncertainty(torch.stack((F.logsigmoid(-logits), F.logsigmoid(logits)), -1))

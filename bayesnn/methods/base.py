@@ -1,0 +1,252 @@
+"""The contract between ``fit`` and a method: Method (options) -> Run (one chain's mutable state) -> Source (draws).
+
+``fit`` owns the budget, the batches, the schedules and the chains; a method owns one step. Full-batch methods, coupled
+chains and methods that end in a distribution fit the same contract: see the attributes of :class:`Method` and
+:meth:`Run.finish`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, PolynomialLR
+
+from bayesnn.errors import unknown
+from bayesnn.model import BayesianModel, State
+
+if TYPE_CHECKING:
+    from bayesnn.data.batches import Batches, Loader
+    from bayesnn.rng import Streams
+    from bayesnn.source import Source
+
+Schedule = str | Callable[[Optimizer, int], LRScheduler] | None
+
+SCHEDULES: dict[str, Callable[[Optimizer, int], LRScheduler] | None] = {
+    "constant": None,
+    "cosine": lambda optimizer, steps: CosineAnnealingLR(optimizer, T_max=steps),
+    "linear": lambda optimizer, steps: LinearLR(optimizer, 1.0, 1e-3, total_iters=steps),
+    "sqrt": lambda optimizer, steps: PolynomialLR(optimizer, total_iters=steps, power=0.5),
+}
+
+
+def make_schedule(schedule: Schedule, optimizer: Optimizer, steps: int) -> LRScheduler | None:
+    """torch's scheduler of that name over ``steps`` steps, or what the user's own factory gives; None for constant."""
+    if callable(schedule):
+        return schedule(optimizer, steps)
+    factory = SCHEDULES[schedule or "constant"]
+    return factory(optimizer, steps) if factory else None
+
+
+def check_schedule(schedule: Schedule) -> None:
+    """Raise unless ``schedule`` is a known name or a factory."""
+    if schedule is not None and not callable(schedule) and schedule not in SCHEDULES:
+        raise unknown("schedule", schedule, SCHEDULES)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known before the first step.
+
+    Attributes
+    ----------
+    num_data : N, rows of the training part.
+    batch_size : rows a step.
+    epochs, steps_per_epoch : the budget.
+    chains : number of chains.
+    """
+
+    num_data: int
+    batch_size: int
+    epochs: int
+    steps_per_epoch: int
+    chains: int
+
+    @property
+    def steps(self) -> int:
+        """Steps of one chain."""
+        return self.epochs * self.steps_per_epoch
+
+
+class Method(ABC):
+    """Options of one algorithm, a frozen dataclass: what the user passes to ``fit``.
+
+    Attributes
+    ----------
+    access : ``"minibatch"``, or ``"full"`` when every step needs all rows.
+    coupled : True when the chains interact and one Run holds them all.
+    default_chains, default_steps : what ``fit`` takes when the user says nothing.
+    """
+
+    access: ClassVar[Literal["minibatch", "full"]] = "minibatch"
+    coupled: ClassVar[bool] = False
+    default_chains: ClassVar[int] = 1
+    default_steps: ClassVar[int] = 4000
+    is_sampler: ClassVar[bool] = False
+    schedule: Schedule
+
+    def check(self, model: BayesianModel, plan: Plan) -> None:
+        """Refuse early what this method cannot do with this model and budget."""
+
+    def draw_bytes(self, model: BayesianModel, plan: Plan) -> int:
+        """Bytes that the result of one chain will hold."""
+        return sum(tensor.nbytes for tensor in model.state().values())
+
+    @abstractmethod
+    def start(self, model: BayesianModel, plan: Plan, streams: Streams, init: Source | None = None) -> Run:
+        """A chain's Run. ``model`` is the chain's own copy; ``init`` is a chain of a posterior to go on from."""
+
+    def config(self) -> dict[str, Any]:
+        """The options as JSON; a callable is written by its name."""
+        options: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
+        return {
+            "kind": type(self).__name__,
+            **{key: repr(value) if callable(value) else value for key, value in options.items()},
+        }
+
+
+class Run(ABC):
+    """One chain: the model's copy, the optimizers and all other mutable state.
+
+    Attributes
+    ----------
+    optimizers : whose learning rates ``fit`` schedules.
+    gradient_evaluations : rows' gradients taken, in units of one minibatch gradient.
+    """
+
+    optimizers: Sequence[Optimizer]
+    gradient_evaluations: int = 0
+
+    def __init__(self, model: BayesianModel, plan: Plan, streams: Streams) -> None:
+        self.model, self.plan, self.streams = model, plan, streams
+        model.train()
+
+    def begin_epoch(self, epoch: int, batches: Batches | Loader) -> None:
+        """Called before the first step of each epoch, with the data: anchors, cycles, Gibbs steps."""
+
+    @abstractmethod
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        """One step on a minibatch; returns the mean negative log likelihood of its rows (nats), shape ()."""
+
+    def draw(self) -> list[State]:
+        """Draws to keep after this step; [] while there is nothing to keep."""
+        return []
+
+    def end_epoch(self) -> dict[str, float]:
+        """Metrics of the epoch that cost too much for every step, for the history."""
+        return {}
+
+    @abstractmethod
+    def snapshot(self) -> list[State]:
+        """States whose mixture is the present answer: for validation, and for what an interrupted run returns."""
+
+    def finish(self) -> Source | None:
+        """The distribution that the run ends in, or None when the draws kept are the result."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs."""
+        return {
+            "model": {name: tensor.clone() for name, tensor in self.model.state_dict().items()},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "streams": self.streams.state_dict(),
+            "gradient_evaluations": self.gradient_evaluations,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.streams.load_state_dict(state["streams"])
+        self.gradient_evaluations = state["gradient_evaluations"]
+
+
+def split_normal(model: BayesianModel) -> tuple[dict[str, Tensor], list[str]]:
+    """Which priors are zero-mean Normals: their precision by name (shape () where it is one number), and the others.
+
+    A Normal prior's gradient is w / s^2: the optimizers add it as weight decay, and the KL of a Normal guide to it is
+    closed. The gradient of every other prior comes from its own density.
+    """
+    precision: dict[str, Tensor] = {}
+    others: list[str] = []
+    for name, prior in model.log_priors.items():
+        base = prior.base_dist if isinstance(prior, torch.distributions.Independent) else prior
+        if isinstance(base, torch.distributions.Normal) and not base.loc.any():
+            scale = base.scale
+            uniform = bool((scale == scale.flatten()[0]).all())
+            precision[name] = (scale.flatten()[0] if uniform else scale).pow(-2)
+        else:
+            others.append(name)
+    return precision, others
+
+
+def parameter_groups(model: BayesianModel, num_data: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """Optimizer groups with ``weight_decay = 1 / (N s^2)`` for zero-mean Normal priors, and the names of the rest.
+
+    The loss that goes with them is the mean negative log likelihood plus :func:`prior_loss` of the rest. Parameters
+    without a prior form a group of their own, marked ``deterministic``.
+    """
+    parameters = dict(model.named_parameters())
+    precision, others = split_normal(model)
+    by_decay: dict[float, list[nn.Parameter]] = {}
+    for name in [name for name, value in precision.items() if value.dim() > 0]:
+        others.append(name)
+        del precision[name]
+    for name in model.log_priors:
+        decay = float(precision[name]) / num_data if name in precision else 0.0
+        by_decay.setdefault(decay, []).append(parameters[name])
+    groups: list[dict[str, Any]] = [{"params": members, "weight_decay": wd} for wd, members in by_decay.items()]
+    if model.deterministic:
+        free = [parameters[name] for name in model.deterministic]
+        groups.append({"params": free, "weight_decay": 0.0, "deterministic": True})
+    return groups, others
+
+
+def prior_loss(model: BayesianModel, names: list[str], num_data: int) -> Tensor | float:
+    """-log p(w) / N of the named parameters: on the scale of the loss averaged over rows."""
+    return -model.log_prior(names) / num_data if names else 0.0
+
+
+def normalisation_layers(model: nn.Module) -> list[str]:
+    """Names of the modules that keep running statistics of their inputs."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+    ]
+
+
+def refuse_dropout(model: BayesianModel, method: Method) -> None:
+    """Raise when the net drops units at random: the likelihood would be random, and not the one that was stated."""
+    active = [
+        name.removeprefix("net.")
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+    ]
+    if active:
+        raise ValueError(
+            f"Expected a net without dropout for {type(method).__name__}, got dropout in {active[0]!r}: build the net "
+            "with dropout=0, or use MAP."
+        )
+
+
+def reset_parameters(model: BayesianModel) -> list[str]:
+    """Draw fresh initial values as torch's own layers do; returns the names of parameters that stayed as they were.
+
+    Takes random numbers from torch's global generator: call it inside :func:`bayesnn.rng.isolated`.
+    """
+    kept: list[str] = []
+    # Children first: a parent that initialises its children in its own way has the last word.
+    for prefix, module in reversed(list(model.named_modules())):
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+        else:
+            own = [f"{prefix}.{name}" for name, p in module.named_parameters(recurse=False) if p.requires_grad]
+            kept.extend(own)
+    return kept

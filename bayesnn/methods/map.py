@@ -1,0 +1,86 @@
+"""The point estimate: maximum a posteriori, the deterministic baseline; with several chains a deep ensemble."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayesnn.errors import positive, unknown
+from bayesnn.methods.base import Method, Plan, Run, Schedule, check_schedule, parameter_groups, prior_loss
+from bayesnn.model import BayesianModel, State
+from bayesnn.rng import Streams
+from bayesnn.source import Draws, Source
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+
+
+@dataclass(frozen=True)
+class MAP(Method):
+    """Minimise -log p(w, D) / N = mean_i -log p(y_i | x_i, w) - log p(w) / N.
+
+    ``fit(..., method=MAP(), chains=5)`` is a deep ensemble of five (Lakshminarayanan et al. 2017, without adversarial
+    examples): each chain has its own initialisation and order of the data.
+
+    Parameters
+    ----------
+    lr : learning rate.
+    optimizer : ``"adam"`` or ``"sgd"``, or an optimizer class that takes ``weight_decay``.
+    momentum : of SGD.
+    schedule : ``"constant"``, ``"cosine"``, ``"linear"``, ``"sqrt"``, or a factory ``(optimizer, steps) -> LRScheduler``.
+    """
+
+    lr: float = 1e-3
+    optimizer: str | type[torch.optim.Optimizer] = "adam"
+    momentum: float = 0.9
+    schedule: Schedule = "cosine"
+
+    def __post_init__(self) -> None:
+        positive("lr", self.lr)
+        check_schedule(self.schedule)
+        if isinstance(self.optimizer, str) and self.optimizer not in OPTIMIZERS:
+            raise unknown("optimizer", self.optimizer, OPTIMIZERS)
+
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimizer over ``groups``; unknown keys of a group stay with it, as torch does."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(groups, lr=self.lr, fused=True)
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
+        assert not isinstance(self.optimizer, str)
+        made: torch.optim.Optimizer = self.optimizer(groups, lr=self.lr)  # type: ignore[call-arg]
+        return made
+
+    def start(self, model: BayesianModel, plan: Plan, streams: Streams, init: Source | None = None) -> Run:
+        return _MAPRun(self, model, plan, streams, init)
+
+
+class _MAPRun(Run):
+    def __init__(self, method: MAP, model: BayesianModel, plan: Plan, streams: Streams, init: Source | None) -> None:
+        super().__init__(model, plan, streams)
+        if init is not None:
+            model.load_state(init.last())
+        # The prior enters as L2 weight decay, added to the gradient: Adam (not AdamW) keeps the posterior's mode.
+        groups, self._others = parameter_groups(model, plan.num_data)
+        self._optimizer = method.make_optimizer(groups)
+        self.optimizers = [self._optimizer]
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        self._optimizer.zero_grad()
+        nll = -self.model.log_likelihood(x, y).mean()
+        (nll + prior_loss(self.model, self._others, self.plan.num_data)).backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self.gradient_evaluations += 1
+        return nll.detach()
+
+    def end_epoch(self) -> dict[str, float]:
+        with torch.no_grad():
+            return {"log_prior": float(self.model.log_prior())}
+
+    def snapshot(self) -> list[State]:
+        return [self.model.state()]
+
+    def finish(self) -> Source:
+        return Draws.stack(self.snapshot())

@@ -1,0 +1,183 @@
+"""Mean-field variational inference: an independent Normal for every weight (Graves 2011; Blundell et al. 2015)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from bayesnn.errors import at_least, positive
+from bayesnn.methods.base import (
+    Method,
+    Plan,
+    Run,
+    Schedule,
+    check_schedule,
+    normalisation_layers,
+    prior_loss,
+    refuse_dropout,
+    split_normal,
+)
+from bayesnn.methods.flat import FlatWeights
+from bayesnn.model import BayesianModel, State
+from bayesnn.rng import Streams
+from bayesnn.source import NormalSource, Source
+
+VALIDATION_DRAWS = 8
+
+
+@dataclass(frozen=True)
+class MeanFieldVI(Method):
+    """q(w) = prod_j Normal(mu_j, sigma_j^2), sigma = exp(rho), fitted by maximising the evidence lower bound.
+
+    One step minimises an unbiased estimate of -ELBO / N on the rows of a minibatch, with w = mu + sigma * eps:
+
+        mean_i -log p(y_i | x_i, w) + kl_weight * KL(q || p) / N
+
+    Where the prior is a zero-mean Normal(0, s^2), KL = sum_j (sigma^2 + mu^2) / (2 s^2) - 1/2 - log(sigma / s) is
+    closed; elsewhere the entropy of q stays closed and E_q[-log p(w)] is estimated with the same weight samples.
+    The gradients with respect to mu and rho are g and g * eps * sigma, g the gradient at the sampled weights
+    (reparameterization, Kingma & Welling 2014), so a step costs one backward pass of the plain net.
+
+    Parameters
+    ----------
+    lr : Adam's learning rate, for mu and rho alike: rho is a logarithm, so a step changes sigma by a share.
+    initial_sd : sigma at the start.
+    mc_samples : weight samples a step, averaged.
+    kl_weight : weight of the KL; 1 is Bayes, anything else is not the posterior.
+    schedule : of the learning rate, see :class:`bayesnn.MAP`.
+    """
+
+    default_steps: ClassVar[int] = 8000
+
+    lr: float = 2e-3
+    initial_sd: float = 0.01
+    mc_samples: int = 1
+    kl_weight: float = 1.0
+    schedule: Schedule = "cosine"
+
+    def __post_init__(self) -> None:
+        positive("lr", self.lr)
+        positive("initial_sd", self.initial_sd)
+        at_least("mc_samples", self.mc_samples, 1)
+        if not 0 <= self.kl_weight < math.inf:
+            raise ValueError(f"Expected kl_weight >= 0 and finite, got {self.kl_weight!r}: 1 is Bayes.")
+        check_schedule(self.schedule)
+
+    def check(self, model: BayesianModel, plan: Plan) -> None:
+        refuse_dropout(model, self)
+        if not model.log_priors:
+            raise ValueError("Expected at least one parameter with a prior for MeanFieldVI, got none: use MAP.")
+        layers = normalisation_layers(model)
+        if layers:
+            raise ValueError(
+                f"Expected a net without running statistics for MeanFieldVI, got {layers[0].removeprefix('net.')!r}: they "
+                "belong to no draw of the weights; use GroupNorm or LayerNorm, or SGLD, which re-estimates them."
+            )
+
+    def draw_bytes(self, model: BayesianModel, plan: Plan) -> int:
+        return 2 * super().draw_bytes(model, plan)
+
+    def start(self, model: BayesianModel, plan: Plan, streams: Streams, init: Source | None = None) -> Run:
+        return _MeanFieldRun(self, model, plan, streams, init)
+
+
+class _MeanFieldRun(Run):
+    def __init__(
+        self, method: MeanFieldVI, model: BayesianModel, plan: Plan, streams: Streams, init: Source | None
+    ) -> None:
+        super().__init__(model, plan, streams)
+        if init is not None:
+            model.load_state(init.last())
+        self._method = method
+        self._weights = FlatWeights(model.bayesian_parameters())
+        self._mu = self._weights.vector.clone()
+        self._rho = torch.full_like(self._mu, math.log(method.initial_sd))
+        if isinstance(init, NormalSource):
+            self._rho.copy_(self._weights.flat(init.log_sd))
+        precision, self._others = split_normal(model)
+        per_name = {name: precision.get(name, torch.zeros(())) for name in self._weights.parameters}
+        self._precision: Tensor | float = self._weights.flat(per_name)
+        if bool((self._precision == self._precision[0]).all()):
+            self._precision = float(self._precision[0])  # one number: the elementwise passes read one vector less
+        self._mu.grad, self._rho.grad = torch.empty_like(self._mu), torch.empty_like(self._rho)
+        parameters = dict(model.named_parameters())
+        self._free = [parameters[name] for name in model.deterministic]
+        self._eps, self._sigma, self._grad = (torch.empty_like(self._mu) for _ in range(3))
+        self._optimizer = torch.optim.Adam([self._mu, self._rho, *self._free], lr=method.lr, fused=True)
+        self.optimizers = [self._optimizer]
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        S, kl_scale = self._method.mc_samples, self._method.kl_weight / self.plan.num_data
+        mu_grad, rho_grad = self._mu.grad, self._rho.grad
+        assert mu_grad is not None and rho_grad is not None
+        torch.exp(self._rho, out=self._sigma)
+        total = torch.zeros((), dtype=self._mu.dtype, device=self._mu.device)
+        for p in self._free:
+            p.grad = None
+        for s in range(S):
+            self._eps.normal_(generator=self.streams.noise)
+            torch.addcmul(self._mu, self._sigma, self._eps, out=self._weights.vector)
+            for p in self._weights.parameters.values():
+                p.grad = None
+            nll = -self.model.log_likelihood(x, y).mean()
+            loss = nll + self._method.kl_weight * prior_loss(self.model, self._others, self.plan.num_data)
+            (loss / S).backward()  # type: ignore[no-untyped-call]
+            g = self._weights.gradient(out=self._grad)
+            if s == 0:
+                mu_grad.copy_(g)
+                torch.mul(g, self._eps, out=rho_grad)
+            else:
+                mu_grad.add_(g)
+                rho_grad.addcmul_(g, self._eps)
+            total += nll.detach()
+        # d KL / d mu = mu / s^2 and d KL / d rho = sigma^2 / s^2 - 1; a precision of 0 leaves the entropy's -1.
+        rho_grad.mul_(self._sigma)
+        if isinstance(self._precision, float):
+            mu_grad.add_(self._mu, alpha=kl_scale * self._precision)
+            rho_grad.addcmul_(self._sigma, self._sigma, value=kl_scale * self._precision)
+        else:
+            mu_grad.addcmul_(self._mu, self._precision, value=kl_scale)
+            rho_grad.addcmul_(self._sigma.square(), self._precision, value=kl_scale)
+        rho_grad.sub_(kl_scale)
+        self._optimizer.step()
+        self.gradient_evaluations += S
+        return total / S
+
+    def kl(self, draws: int = 16) -> float:
+        """KL(q || p): closed where the prior is a zero-mean Normal, elsewhere its cross-entropy by Monte Carlo."""
+        kl = -float((self._rho.double() + 0.5 * math.log(2 * math.pi * math.e)).sum())  # minus the entropy of q
+        precision = torch.as_tensor(self._precision, device=self._mu.device).expand_as(self._mu)
+        normal = precision > 0
+        second_moment = (2 * self._rho).exp() + self._mu.square()
+        cross = second_moment * precision - torch.log(precision / (2 * math.pi))
+        kl += 0.5 * float(cross[normal].double().sum())
+        for _ in range(draws if self._others else 0):
+            # The sample in the net's weights is replaced by the next step: nothing to restore.
+            self._eps.normal_(generator=self.streams.noise)
+            torch.addcmul(self._mu, self._rho.exp(), self._eps, out=self._weights.vector)
+            kl -= float(self.model.log_prior(self._others)) / draws
+        return kl
+
+    def end_epoch(self) -> dict[str, float]:
+        with torch.no_grad():
+            return {"kl": self.kl()}
+
+    def snapshot(self) -> list[State]:
+        # Fixed noise: the validation score of two epochs differs by the fit and not by the draws.
+        generator = torch.Generator(device=self._mu.device).manual_seed(0)
+        return list(self.finish().states(VALIDATION_DRAWS, generator))
+
+    def finish(self) -> NormalSource:
+        return NormalSource({**self.model.state(), **self._weights.named(self._mu)}, self._weights.named(self._rho))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "mu": self._mu.clone(), "rho": self._rho.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._mu.data.copy_(state["mu"])
+        self._rho.data.copy_(state["rho"])

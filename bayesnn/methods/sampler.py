@@ -1,0 +1,170 @@
+"""What every stochastic-gradient sampler shares: warm-up, burn-in, thinning, and which draws are kept."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from bayesnn.errors import at_least, fraction, positive
+from bayesnn.methods.base import (
+    Method,
+    Plan,
+    Run,
+    Schedule,
+    check_schedule,
+    normalisation_layers,
+    parameter_groups,
+    prior_loss,
+    refuse_dropout,
+)
+from bayesnn.model import BayesianModel, State
+from bayesnn.rng import Streams
+from bayesnn.source import Source
+
+
+@dataclass(frozen=True)
+class SamplerMethod(Method):
+    """A sampler that is a torch optimizer; subclasses make the optimizer.
+
+    Parameters
+    ----------
+    lr : step size in the units of SGD's, > 0.
+    temperature : T of p(w, D)^(1/T); 1 is the Bayes posterior.
+    warm_up : share of the steps, at the start, in which Adam climbs to the posterior's mode: the chain starts where
+        the mass is. A run that goes on from another posterior (``init=``) has none.
+    burn_in : share of the steps whose states are not kept, the warm-up included.
+    draws : number of draws to keep a chain, evenly spaced over the steps after the burn-in.
+    thin : steps between kept draws, instead of ``draws``.
+    schedule : of ``lr`` over all steps: ``"constant"``, ``"cosine"``, ``"linear"``, ``"sqrt"``, or a factory
+        ``(optimizer, steps) -> LRScheduler``.
+    """
+
+    is_sampler: ClassVar[bool] = True
+    default_chains: ClassVar[int] = 4
+    default_steps: ClassVar[int] = 8000
+
+    lr: float = 0.1
+    temperature: float = 1.0
+    warm_up: float = 0.2
+    burn_in: float = 0.5
+    draws: int = 100
+    thin: int | None = None
+    schedule: Schedule = "constant"
+
+    def __post_init__(self) -> None:
+        positive("lr", self.lr)
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"Expected temperature >= 0 and finite, got {self.temperature!r}: 1 is the Bayes posterior.")
+        fraction("burn_in", self.burn_in)
+        fraction("warm_up", self.warm_up)
+        at_least("draws", self.draws, 1)
+        if self.thin is not None:
+            at_least("thin", self.thin, 1)
+        check_schedule(self.schedule)
+
+    @abstractmethod
+    def make_optimizer(self, groups: list[dict[str, Any]], num_data: int, noise: torch.Generator) -> Optimizer:
+        """The sampler over parameter groups, which carry the Normal prior as ``weight_decay``."""
+
+    def kept_steps(self, steps: int) -> range:
+        """Numbers (from 1) of the steps after which a draw is kept; the last step is always one of them."""
+        first = max(math.ceil(self.burn_in * steps), math.ceil(self.warm_up * steps))
+        room = steps - first
+        gap = self.thin if self.thin is not None else max(1, room // self.draws)
+        count = min(room // gap, self.draws if self.thin is None else room)
+        return range(steps - gap * (count - 1), steps + 1, gap)
+
+    def check(self, model: BayesianModel, plan: Plan) -> None:
+        refuse_dropout(model, self)
+        if not len(self.kept_steps(plan.steps)):
+            raise ValueError(
+                f"Expected at least one draw to keep, got thin={self.thin} with {plan.steps} steps and "
+                f"burn_in={self.burn_in}: raise epochs, or lower thin or burn_in."
+            )
+
+    def draw_bytes(self, model: BayesianModel, plan: Plan) -> int:
+        return len(self.kept_steps(plan.steps)) * super().draw_bytes(model, plan)
+
+    def start(self, model: BayesianModel, plan: Plan, streams: Streams, init: Source | None = None) -> Run:
+        return _SamplerRun(self, model, plan, streams, init)
+
+
+class _SamplerRun(Run):
+    def __init__(
+        self, method: SamplerMethod, model: BayesianModel, plan: Plan, streams: Streams, init: Source | None
+    ) -> None:
+        super().__init__(model, plan, streams)
+        if init is not None:
+            model.load_state(init.last())
+        groups, self._others = parameter_groups(model, plan.num_data)
+        self._sampler = method.make_optimizer(_cooled(groups), plan.num_data, streams.noise)
+        self._climber = torch.optim.Adam([dict(group) for group in groups], lr=3e-3, fused=True)
+        self.optimizers = [self._sampler]
+        self._warm_steps = 0 if init is not None else math.ceil(method.warm_up * plan.steps)
+        self._kept = method.kept_steps(plan.steps)
+        self._step = 0
+        self._batches: Any = None
+        self._has_statistics = bool(normalisation_layers(model))
+
+    def begin_epoch(self, epoch: int, batches: Any) -> None:
+        self._batches = batches
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        optimizer = self._climber if self._step < self._warm_steps else self._sampler
+        optimizer.zero_grad()
+        nll = -self.model.log_likelihood(x, y).mean()
+        (nll + prior_loss(self.model, self._others, self.plan.num_data)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        self._step += 1
+        self.gradient_evaluations += 1
+        return nll.detach()
+
+    def draw(self) -> list[State]:
+        return self.snapshot() if self._step in self._kept else []
+
+    def end_epoch(self) -> dict[str, float]:
+        with torch.no_grad():
+            return {"log_prior": float(self.model.log_prior())}
+
+    def snapshot(self) -> list[State]:
+        if self._has_statistics:
+            estimate_statistics(self.model, self._batches)
+        return [self.model.state()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "step": self._step, "climber": self._climber.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._step = state["step"]
+        self._climber.load_state_dict(state["climber"])
+
+
+def _cooled(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups for the sampler: parameters without a prior are optimised (T = 0), not sampled."""
+    return [{**group, "temperature": 0.0} if group.get("deterministic") else dict(group) for group in groups]
+
+
+def estimate_statistics(model: BayesianModel, batches: Any, most: int = 20) -> None:
+    """Running statistics of normalisation layers for the present weights: the plain average over up to ``most`` batches.
+
+    The moving average that training leaves behind belongs to a mixture of past weights and not to this draw.
+    """
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._NormBase)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # torch's cumulative average
+    with torch.no_grad():
+        for index, (x, _) in enumerate(batches.peek()):
+            model.net(x)
+            if index + 1 == most:
+                break
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum

@@ -1,0 +1,182 @@
+"""BayesianModel: a net, a prior over its weights and a likelihood, as a log joint in torch and as a Pyro model.
+
+    log p(w, D) = log p(w) + sum_i log p(y_i | x_i, w)
+
+A minibatch of B of the N rows estimates the sum by (N / B) times its own: the model owns that factor.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from bayesnn.likelihoods import Likelihood
+from bayesnn.priors import Layerwise, PriorRule
+
+State = dict[str, Tensor]
+
+
+class BayesianModel(nn.Module):
+    """Net + prior + likelihood.
+
+    Parameters
+    ----------
+    net : any ``torch.nn.Module`` from inputs (batch, ...) to outputs (batch, ...). It is not touched: fitting works
+        on copies, and the net stays the deterministic baseline.
+    prior : a prior of :mod:`bayesnn.priors`, or any callable ``(name, parameter, module) -> distribution | None``;
+        ``Layerwise()`` by default. Parameters with ``requires_grad=False`` are constants and get no prior.
+    likelihood : a likelihood of :mod:`bayesnn.likelihoods`.
+
+    Attributes
+    ----------
+    log_priors : dict of parameter name (``"net.0.weight"``, ``"likelihood.log_scale"``) to its prior distribution.
+    deterministic : names of the trainable parameters without a prior.
+
+    Examples
+    --------
+    >>> model = BayesianModel(nn.Linear(3, 1), prior=priors.Normal(1.0), likelihood=likelihoods.Normal(scale=0.1))
+    >>> model.log_joint(x, y, num_data=1000)      # ()
+    """
+
+    def __init__(self, net: nn.Module, prior: PriorRule | None = None, likelihood: Likelihood | None = None) -> None:
+        super().__init__()
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"Expected net to be a torch.nn.Module, got {type(net).__name__}: wrap it in one.")
+        if not isinstance(likelihood, Likelihood):
+            raise TypeError(f"Expected likelihood= to be one of bayesnn.likelihoods, got {likelihood!r}: say which.")
+        for name, parameter in net.named_parameters():
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                raise ValueError(f"Expected materialised parameters, got a lazy {name!r}: call the net on data once first.")
+        self.net = net
+        self.likelihood = likelihood
+        self.prior: PriorRule = prior if prior is not None else Layerwise()
+        self._set_priors()
+
+    def _set_priors(self) -> None:
+        owners = {
+            f"{prefix}.{local}" if prefix else local: (module, parameter)
+            for prefix, module in self.net.named_modules()
+            for local, parameter in module.named_parameters(recurse=False)
+        }
+        self.log_priors: dict[str, TorchDistributionMixin] = {}
+        for name, parameter in self.net.named_parameters():
+            if parameter.requires_grad:
+                prior = self.prior(name, parameter.detach(), owners[name][0])
+                if prior is not None:
+                    _check_prior(name, prior, parameter)
+                    self.log_priors[f"net.{name}"] = prior
+        for name, prior in self.likelihood.priors().items():
+            self.log_priors[f"likelihood.{name}"] = prior
+        self.deterministic = [
+            name for name, p in self.named_parameters() if p.requires_grad and name not in self.log_priors
+        ]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BayesianModel:
+        super()._apply(fn, recurse)
+        self._set_priors()  # the priors' own tensors follow the parameters' device and dtype
+        return self
+
+    def copy(self) -> BayesianModel:
+        """A model with its own net and likelihood, sharing nothing with this one."""
+        return copy.deepcopy(self)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Parameters of the distribution of the targets of x at the present weights, noise included."""
+        return self.likelihood.params(self.net(x))
+
+    def bayesian_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that have a prior, by name, in the order of ``log_priors``."""
+        parameters = dict(self.named_parameters())
+        return {name: parameters[name] for name in self.log_priors}
+
+    def num_weights(self) -> int:
+        """Number of weights with a prior."""
+        return sum(parameter.numel() for parameter in self.bayesian_parameters().values())
+
+    def log_prior(self, names: list[str] | None = None) -> Tensor:
+        """log p(w) at the present weights, shape (); of ``names`` only where given."""
+        parameters = dict(self.named_parameters())
+        zero = next(iter(parameters.values())).new_zeros(())
+        terms = [self.log_priors[name].log_prob(parameters[name]) for name in (names or self.log_priors)]
+        return torch.stack(terms).sum() if terms else zero
+
+    def log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
+        """log p(y_i | x_i, w) of each row at the present weights, shape (batch,)."""
+        return self.likelihood.log_prob(self.net(x), y)
+
+    def log_joint(self, x: Tensor, y: Tensor, num_data: int | None = None) -> Tensor:
+        """log p(w) + (N / B) sum_i log p(y_i | x_i, w), shape (); ``num_data`` is N, the batch's own B by default."""
+        scale = (num_data if num_data is not None else len(x)) / len(x)
+        return self.log_prior() + scale * self.log_likelihood(x, y).sum()
+
+    def pyro_model(self, x: Tensor, y: Tensor | None = None, num_data: int | None = None) -> Tensor:
+        """The same model for Pyro: sample statements for the weights, then a plate over the rows.
+
+        Parameters
+        ----------
+        x : inputs (batch, ...).
+        y : targets, or None to sample them.
+        num_data : N when the batch is a part of the data: the plate scales the likelihood by N / B. By default
+            the batch is the whole data.
+
+        Returns
+        -------
+        The targets (batch, ...).
+        """
+        weights = {name: pyro.sample(name, prior) for name, prior in self.log_priors.items()}
+        distribution = self.likelihood.distribution(functional_call(self, weights, (x,)))
+        rows = torch.arange(len(x), device=x.device)  # given, so that Pyro draws no indices of its own
+        with pyro.plate("data", size=num_data or len(x), subsample=rows):
+            events = len(distribution.batch_shape) - 1
+            targets: Tensor = pyro.sample("y", distribution.to_event(events), obs=y)
+        return targets
+
+    def state(self) -> State:
+        """A copy of what one draw is: trainable parameters and those buffers that training may move."""
+        with torch.no_grad():
+            state = {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
+            state.update({name: b.clone() for name, b in self.moving_buffers().items()})
+        return state
+
+    def moving_buffers(self) -> dict[str, Tensor]:
+        """Running statistics of normalisation layers: they belong to a draw as its weights do."""
+        return {
+            f"{prefix}.{name}": buffer
+            for prefix, module in self.named_modules()
+            if isinstance(module, nn.modules.batchnorm._NormBase)
+            for name, buffer in module.named_buffers(recurse=False)
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Write a state into this model's parameters and buffers (in place; shapes and names must agree)."""
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        missing = [name for name, p in self.named_parameters() if p.requires_grad and name not in state]
+        if missing or set(state) - set(tensors):
+            raise ValueError(
+                f"Expected a state of the net's own parameters, got {len(set(state) - set(tensors))} unknown and "
+                f"{len(missing)} missing names (such as {(missing or sorted(set(state) - set(tensors)))[0]!r}): "
+                "give the net that the state was made with."
+            )
+        with torch.no_grad():
+            for name, value in state.items():
+                if tensors[name].shape != value.shape:
+                    raise ValueError(
+                        f"Expected {name!r} of shape {tuple(tensors[name].shape)}, got {tuple(value.shape)}: "
+                        "give the net that the state was made with."
+                    )
+                tensors[name].copy_(value)
+
+
+def _check_prior(name: str, prior: Any, parameter: Tensor) -> None:
+    if getattr(prior, "event_shape", None) != parameter.shape:
+        raise ValueError(
+            f"Expected the prior of {name!r} to have event shape {tuple(parameter.shape)}, got "
+            f"{tuple(getattr(prior, 'event_shape', ()))}: use .expand(parameter.shape).to_event(parameter.dim())."
+        )

@@ -1,0 +1,172 @@
+"""Posterior: what ``fit`` returns. Draws of the weights, or distributions over them, one source a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bayesnn.errors import at_least
+from bayesnn.model import BayesianModel, State
+from bayesnn.predictive import Predictive
+from bayesnn.rng import generator
+from bayesnn.source import Source
+
+if TYPE_CHECKING:
+    from bayesnn.data import Standardize
+
+DEFAULT_DRAWS = 100
+
+
+class Posterior:
+    """The posterior over a model's weights.
+
+    Attributes
+    ----------
+    sources : one source of draws a chain.
+    history : a row (dict) for each epoch of each chain: chain, epoch, loss (mean minibatch negative log likelihood,
+        nats), lr, seconds, and validation metrics where there was a validation part.
+    info : method and its options, seed, budget, gradient evaluations, seconds, and chains that were cut short.
+    num_data : N, rows of the training part.
+    target : affine map of standardised targets, or None.
+    train : (x, y) that the model was fitted to, where it lies in memory; not saved.
+    """
+
+    def __init__(
+        self,
+        model: BayesianModel,
+        sources: list[Source],
+        num_data: int,
+        target: Standardize | None = None,
+        history: list[dict[str, Any]] | None = None,
+        info: dict[str, Any] | None = None,
+        train: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self.model = model.copy().eval()
+        self.sources, self.num_data, self.target, self.train = sources, num_data, target, train
+        self.history, self.info = history or [], info or {}
+
+    @property
+    def num_chains(self) -> int:
+        """Number of chains."""
+        return len(self.sources)
+
+    @property
+    def num_draws(self) -> list[int | None]:
+        """Stored draws of each chain; None where the chain ends in a distribution."""
+        return [source.num_draws for source in self.sources]
+
+    def __repr__(self) -> str:
+        method = self.info.get("method", {}).get("kind", "given")
+        counts = self.num_draws
+        draws = "a distribution" if None in counts else f"{counts[0]} draws" if len(set(counts)) == 1 else f"{counts} draws"
+        return f"Posterior({method}, {self.num_chains} chain{'s' * (self.num_chains > 1)} of {draws}, {self._weights()} weights)"
+
+    def _weights(self) -> int:
+        return self.model.num_weights()
+
+    def predict(self, x: Any, draws: int | None = None, batch_size: int = 1000, seed: int = 0) -> Predictive:
+        """The predictive distribution of the targets of ``x``.
+
+        Parameters
+        ----------
+        x : inputs (batch, ...), a tensor or array.
+        draws : draws a chain: evenly spaced ones of those stored (all by default), or samples of a distribution
+            (100 by default).
+        batch_size : inputs in one forward pass.
+        seed : of the samples of a distribution; the same seed gives the same answer.
+
+        Returns
+        -------
+        Predictive
+        """
+        counts = self._counts(draws)
+        chains = [
+            partial(_iterate, source, count, seed, chain, self._device())
+            for chain, (source, count) in enumerate(zip(self.sources, counts, strict=True))
+        ]
+        return Predictive(self.model, chains, counts, self._inputs(x), self.target, batch_size)
+
+    def states(self, draws: int | None = None, seed: int = 0) -> list[list[State]]:
+        """Draws of each chain as named tensors."""
+        return [
+            list(_iterate(source, count, seed, chain, self._device()))
+            for chain, (source, count) in enumerate(zip(self.sources, self._counts(draws), strict=True))
+        ]
+
+    def net(self, chain: int = 0, draw: int = -1, seed: int = 0) -> nn.Module:
+        """The net with the weights of one draw, an ordinary module of its own, in eval mode.
+
+        Of a distribution, draw ``k`` is the k-th sample of ``seed``, and -1 is its mean.
+        """
+        if not 0 <= chain < self.num_chains:
+            raise ValueError(f"Expected chain in [0, {self.num_chains}), got {chain}.")
+        source, stream = self.sources[chain], generator(seed, chain, device=self._device())
+        if source.num_draws is not None:
+            if not -source.num_draws <= draw < source.num_draws:
+                raise ValueError(f"Expected draw in [-{source.num_draws}, {source.num_draws}), got {draw}.")
+            state = source.state(draw % source.num_draws, stream)
+        else:
+            state = source.last() if draw == -1 else source.state(at_least("draw", draw, 0), stream)
+        model = self.model.copy()
+        model.load_state(state)
+        return model.net
+
+    def save(self, path: str | Path) -> None:
+        """Write a directory of ``manifest.json`` and one safetensors file a chain; no pickle."""
+        from bayesnn.storage import save
+
+        save(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, net: nn.Module, prior: Any = None, likelihood: Any = None) -> Posterior:
+        """Read what :meth:`save` wrote; ``net`` is a module of the same architecture.
+
+        ``prior`` and ``likelihood`` are needed only where they were a user's own, which no file can hold.
+        """
+        from bayesnn.storage import load
+
+        return load(Path(path), net, prior, likelihood)
+
+    def to_arviz(self, data: tuple[Any, Any] | None = None, weights: bool = True, draws: int | None = None) -> Any:
+        """An ArviZ data set: posterior, sample_stats, log_likelihood, posterior_predictive, observed_data.
+
+        Parameters
+        ----------
+        data : (x, y), y in its own units; the training part by default.
+        weights : whether the weights themselves go into the group ``posterior``.
+        draws : draws a chain, as in :meth:`predict`.
+        """
+        from bayesnn.inference_data import to_arviz
+
+        return to_arviz(self, data, weights, draws)
+
+    def _device(self) -> torch.device:
+        return next(iter(self.model.parameters())).device
+
+    def _counts(self, draws: int | None) -> list[int]:
+        if draws is not None:
+            at_least("draws", draws, 1)
+        wanted = [DEFAULT_DRAWS if s.num_draws is None else s.num_draws for s in self.sources]
+        if draws is None:
+            return wanted
+        return [draws if s.num_draws is None else min(draws, s.num_draws) for s in self.sources]
+
+    def _inputs(self, x: Any) -> Tensor:
+        reference = next(iter(self.model.parameters()))
+        x = torch.as_tensor(x)
+        x = x.to(reference) if x.is_floating_point() else x.to(reference.device)
+        if len(x) == 0:
+            raise ValueError(f"Expected at least one input, got shape {tuple(x.shape)}.")
+        if x.is_floating_point() and not torch.isfinite(x).all():
+            raise ValueError("Expected finite inputs, got NaN or infinity: clean them first.")
+        return x
+
+
+def _iterate(source: Source, count: int, seed: int, chain: int, device: torch.device) -> Iterator[State]:
+    """The draws of one chain, from the start: the same ones each time."""
+    return source.states(count, generator(seed, chain, device=device))

@@ -1,0 +1,249 @@
+"""The predictive distribution: the equally weighted mixture, over draws of the weights, of the targets' distributions.
+
+    p(y | x, D) = 1/S sum_s p(y | x, w_s)
+
+Quantities are computed in blocks of inputs, so that memory does not grow with inputs times draws; where all fits into
+one block its outputs are kept, and every further quantity is free of forward passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from bayesnn.errors import at_least
+from bayesnn.likelihoods.base import Params
+from bayesnn.model import BayesianModel, State
+from bayesnn.rng import generator, isolated
+
+BLOCK_BYTES = 256 * 2**20
+
+
+class Predictive:
+    """What the posterior says about the targets of ``x``. Made by :meth:`bayesnn.Posterior.predict`.
+
+    Uncertainties are in nats for classes (total = entropy of the mixture, aleatoric = expected entropy, epistemic =
+    mutual information) and variances, in squared units of the target, for real targets and counts (law of total
+    variance, 1/S). They add up, total = aleatoric + epistemic, and none is negative.
+
+    Parameters
+    ----------
+    model : the model in eval mode; it is not changed.
+    chains : for each chain a function that iterates over its draws anew.
+    counts : draws of each chain.
+    x : inputs (batch, ...).
+    target : affine map of standardised targets, or None; all answers are in the targets' own units.
+    batch_size : inputs in one forward pass.
+    """
+
+    def __init__(
+        self,
+        model: BayesianModel,
+        chains: Sequence[Callable[[], Iterator[State]]],
+        counts: Sequence[int],
+        x: Tensor,
+        target: Any = None,
+        batch_size: int = 1000,
+    ) -> None:
+        self._model, self._chains, self._counts, self._x = model, chains, tuple(counts), x
+        self._target, self._batch_size = target, at_least("batch_size", batch_size, 1)
+        self._block: Params | None = None
+        self._summary: dict[str, Tensor] = {}
+
+    @property
+    def num_draws(self) -> int:
+        """S, the draws of all chains together."""
+        return sum(self._counts)
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[y | x, D]: (batch, class) class probabilities, or (batch, ...) the mean in the targets' units."""
+        return self._summarise()["mean"]
+
+    @property
+    def aleatoric(self) -> Tensor:
+        """Expected entropy (nats) or expected noise variance, (batch, ...): what more data would not remove."""
+        return self._summarise()["aleatoric"]
+
+    @property
+    def epistemic(self) -> Tensor:
+        """Mutual information of target and weights (nats), or variance of the conditional mean, (batch, ...)."""
+        return self._summarise()["epistemic"]
+
+    @property
+    def total(self) -> Tensor:
+        """Entropy of the mixture (nats), or its variance, (batch, ...)."""
+        return self.aleatoric + self.epistemic
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of a real target, observation noise included: the root of ``total``."""
+        self._refuse_classes("std")
+        return self.total.sqrt()
+
+    @property
+    def draws(self) -> Tensor:
+        """Class probabilities or conditional means of each draw, (chain, draw, batch, ...).
+
+        Chains of different lengths are cut to the shortest, from the front. Grows with draws times inputs.
+        """
+        flat = torch.cat([self._model.likelihood.mean(params) for _, params in self._blocks()], dim=1)
+        shortest = min(self._counts)
+        return torch.stack([chain[len(chain) - shortest :] for chain in flat.split(list(self._counts))])
+
+    def log_prob(self, y: Any) -> Tensor:
+        """log p(y_i | x_i, D) of the mixture, (batch,), in nats; a density in the targets' own units.
+
+        Raises
+        ------
+        ValueError : ``y`` has another number of rows, shape or dtype than this likelihood takes.
+        """
+        per_draw = self.log_likelihood(y)
+        return torch.logsumexp(per_draw, 0) - math.log(self.num_draws)
+
+    def log_likelihood(self, y: Any) -> Tensor:
+        """log p(y_i | x_i, w_s) of each draw, (draws of all chains, batch), in nats."""
+        targets = self._targets(y)
+        parts = [
+            _sum_events(self._model.likelihood.elementwise_log_prob(params, targets[rows]))
+            for rows, params in self._blocks()
+        ]
+        return torch.cat(parts, dim=1)
+
+    def quantile(self, q: float | Sequence[float], noise: bool = True) -> Tensor:
+        """Quantiles, (len(q), batch, ...), or (batch, ...) for one number.
+
+        Parameters
+        ----------
+        q : in (0, 1).
+        noise : of the target itself (the mixture's), or, if False, of its conditional mean over the draws. For classes
+            the quantiles are always those of the class probabilities over the draws.
+        """
+        levels = [q] if isinstance(q, (int, float)) else list(q)
+        if not all(0 < level < 1 for level in levels):
+            raise ValueError(f"Expected quantile levels in (0, 1), got {q!r}.")
+        parts = []
+        for _, params in self._blocks():
+            likelihood = self._model.likelihood
+            if noise and likelihood.kind != "classes":
+                parts.append(torch.stack([self._invert_cdf(params, level) for level in levels]))
+            else:
+                means = likelihood.mean(params)  # numpy: torch.quantile refuses more than 2^24 numbers
+                parts.append(torch.as_tensor(np.quantile(means.cpu().numpy(), levels, axis=0)).to(means))
+        quantiles = torch.cat(parts, dim=1)
+        return quantiles[0] if isinstance(q, (int, float)) else quantiles
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """``n`` samples of the targets, (n, batch, ...), each of one draw for all inputs: coherent functions."""
+        at_least("n", n, 1)
+        stream = generator(seed, 0)
+        which = torch.randint(self.num_draws, (n,), generator=stream)
+        with isolated(stream):
+            parts = [
+                self._model.likelihood.distribution({key: value[which] for key, value in params.items()}).sample()
+                for _, params in self._blocks()
+            ]
+        return torch.cat(parts, dim=1)
+
+    def _summarise(self) -> dict[str, Tensor]:
+        if not self._summary:
+            likelihood, parts = self._model.likelihood, []
+            for _, params in self._blocks():
+                aleatoric, epistemic = likelihood.uncertainty(params)
+                mean = likelihood.mean(params).mean(0)
+                parts.append({"mean": mean, "aleatoric": aleatoric.to(mean), "epistemic": epistemic.to(mean)})
+            self._summary = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        return self._summary
+
+    def _targets(self, y: Any) -> Tensor:
+        y = torch.as_tensor(y)
+        if len(y) != len(self._x):
+            raise ValueError(f"Expected targets for {len(self._x)} inputs, got {len(y)}: give one target an input.")
+        reference = next(iter(self._model.parameters()))
+        y = y.to(reference) if y.is_floating_point() else y.to(reference.device)
+        return self._model.likelihood.check_targets(y, self._num_outputs())
+
+    @torch.no_grad()
+    def _num_outputs(self) -> int:
+        outputs = self._model.net(self._x[:1])
+        return 1 if outputs.dim() == 1 else int(outputs.shape[1])
+
+    def _refuse_classes(self, what: str) -> None:
+        if self._model.likelihood.kind == "classes":
+            raise ValueError(f"Expected a real target for .{what}, got classes: use .total, .aleatoric or .epistemic.")
+
+    def _invert_cdf(self, params: Params, level: float) -> Tensor:
+        """Bisection on the mixture's cdf; for counts the least integer whose cdf reaches the level."""
+        likelihood = self._model.likelihood
+
+        def mixture_cdf(y: Tensor) -> Tensor:
+            return likelihood.cdf(params, y).mean(0)
+
+        medians = likelihood.median(params)
+        low, high = medians.amin(0), medians.amax(0)
+        width = (high - low).clamp_min(1e-3 * (1 + high.abs()))
+        # A count's cdf is zero below its support, so that the least count is found as well.
+        floor = likelihood.lower_bound - (likelihood.kind == "count")
+        while True:
+            too_high = (mixture_cdf(low) >= level) & (low > floor)
+            too_low = mixture_cdf(high) < level
+            if not (too_high.any() or too_low.any()):
+                break
+            low = torch.where(too_high, (low - width).clamp_min(floor), low)
+            high = torch.where(too_low, high + width, high)
+            width = 2 * width
+        for _ in range(60):
+            middle = (low + high) / 2
+            reached = mixture_cdf(middle) >= level
+            low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+        return high.round() if likelihood.kind == "count" else high
+
+    def _blocks(self) -> Iterator[tuple[slice, Params]]:
+        """(rows, parameters of the targets' distribution, each (draw, row, ...)), block after block."""
+        if self._block is not None:
+            yield slice(0, len(self._x)), self._block
+            return
+        rows = self._block_rows()
+        for start in range(0, len(self._x), rows):
+            params = self._outputs(self._x[start : start + rows])
+            if self._target is not None:
+                params = self._model.likelihood.to_units(params, *_constants(self._target, params["loc"]))
+            if rows >= len(self._x):
+                self._block = params
+            yield slice(start, start + rows), params
+
+    @torch.no_grad()
+    def _block_rows(self) -> int:
+        """Inputs whose outputs over all draws fill at most BLOCK_BYTES."""
+        per_input = sum(value.element_size() * value[:1].numel() for value in self._model(self._x[:1]).values())
+        return max(1, BLOCK_BYTES // (max(per_input, 1) * self.num_draws))
+
+    @torch.no_grad()
+    def _outputs(self, x: Tensor) -> Params:
+        pieces = x.split(self._batch_size)
+        stacked: dict[str, list[Tensor]] = {}
+        for chain in self._chains:
+            for state in chain():
+                parts = [functional_call(self._model, state, (piece,)) for piece in pieces]
+                for key in parts[0]:
+                    whole = parts[0][key] if len(parts) == 1 else torch.cat([part[key] for part in parts])
+                    stacked.setdefault(key, []).append(whole)
+        return {key: torch.stack(values) for key, values in stacked.items()}
+
+
+def _sum_events(log_prob: Tensor) -> Tensor:
+    """(draw, batch, ...) -> (draw, batch)."""
+    return log_prob if log_prob.dim() == 2 else log_prob.flatten(2).sum(2)
+
+
+def _constants(target: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    return target.mean.to(like), target.std.to(like)

@@ -1,0 +1,126 @@
+"""What happens to the user's data before the first step: checks, validation split, standardised targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayesnn import data as bd
+from bayesnn.data.batches import Batches, Loader, Order
+from bayesnn.model import BayesianModel
+from bayesnn.rng import generator, isolated
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data that a run can start from.
+
+    Attributes
+    ----------
+    x, y : the training part on the model's device, y standardised; None where a user's loader gives the batches.
+    loader : that loader, or None.
+    validation : Data, y in its own units, or None.
+    target : affine map of the standardised targets, or None.
+    num_data : N, rows of the training part.
+    num_outputs : outputs of the net for one input.
+    """
+
+    x: Tensor | None
+    y: Tensor | None
+    loader: Loader | None
+    validation: bd.Data | None
+    target: bd.Standardize | None
+    num_data: int
+    num_outputs: int
+
+    def batches(self, batch_size: int | None, order: Order, shuffle: torch.Generator) -> Batches | Loader:
+        """Minibatches in memory by indexing, or the user's own loader."""
+        if self.loader is not None:
+            return self.loader
+        assert self.x is not None and self.y is not None
+        return Batches(self.x, self.y, batch_size, order, shuffle)
+
+
+def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | None, seed: int) -> Task:
+    """Check everything that can be checked before the first step.
+
+    Raises
+    ------
+    ValueError, TypeError : bad shapes, dtypes, targets, numbers; a net that fails on the inputs. One line each.
+    """
+    if isinstance(data, Loader) or (
+        isinstance(data, Iterable) and not isinstance(data, (bd.Data, tuple, list, dict, Tensor))
+    ):
+        loader = data if isinstance(data, Loader) else Loader(data, num_data)
+        x, y = next(iter(loader.peek()))
+        _, outputs = _check(model, *on_device(model, x, y))
+        held_out = _as_data(validation) if validation is not None else None
+        if isinstance(validation, float):
+            raise ValueError("Expected validation=(x, y) beside a loader, got a share: a loader cannot be split.")
+        return Task(None, None, loader, _placed(held_out, model), None, loader.num_data, outputs)
+
+    train = _as_data(data)
+    if num_data is not None:
+        raise ValueError("Expected num_data= only with a loader: rows in memory are counted.")
+    held_out = None
+    if isinstance(validation, float):
+        train, held_out = bd.split(train, validation, seed=seed)
+    elif validation is not None:
+        held_out = _as_data(validation)
+    if train.target is not None and not model.likelihood.location_scale:
+        raise ValueError(
+            f"Expected targets in their own units for {type(model.likelihood).__name__}, got standardised ones: "
+            "drop the data's target= transform, or use a location-scale likelihood such as Normal()."
+        )
+    placed = _placed(train, model)
+    assert placed is not None
+    y, outputs = _check(model, placed.x, placed.target.forward(placed.y) if placed.target is not None else placed.y)
+    return Task(placed.x, y, None, _placed(held_out, model), train.target, len(train), outputs)
+
+
+def _as_data(data: Any) -> bd.Data:
+    if isinstance(data, bd.Data):
+        return data
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        return bd.Data.of(*data)
+    raise TypeError(
+        f"Expected data as bayesnn.data.Data, (x, y) or a loader of (x, y), got {type(data).__name__}: pass one of these."
+    )
+
+
+def _placed(data: bd.Data | None, model: BayesianModel) -> bd.Data | None:
+    if data is None:
+        return None
+    x, y = on_device(model, data.x, data.y)
+    return bd.Data(x, y, data.name, data.classes, data.inputs, data.target)
+
+
+def on_device(model: BayesianModel, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Floating tensors in the net's dtype, all on its device."""
+    reference = next(iter(model.parameters()))
+    return tuple(v.to(reference) if v.is_floating_point() else v.to(reference.device) for v in tensors)
+
+
+def _check(model: BayesianModel, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
+    """Run two rows through a copy of the net, and hold the targets against its outputs: (targets, outputs)."""
+    probe, rows = model.copy().eval(), x[:2]
+    with torch.no_grad(), isolated(generator(0)):
+        try:
+            outputs = probe.net(rows)
+        except (RuntimeError, IndexError, TypeError) as error:
+            dtype = next(iter(model.parameters())).dtype
+            raise ValueError(
+                f"Expected a net that takes inputs of shape (batch, {', '.join(map(str, x.shape[1:]))}) and {x.dtype}, "
+                f"got from the net (its weights are {dtype}): {str(error).splitlines()[0]}"
+            ) from error
+    if not isinstance(outputs, Tensor) or outputs.dim() not in (1, 2) or len(outputs) != len(rows):
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(
+            f"Expected a net with outputs of shape (batch, outputs) = ({len(rows)}, ...), got {got}: flatten its outputs."
+        )
+    width = 1 if outputs.dim() == 1 else int(outputs.shape[1])
+    return model.likelihood.check_targets(y, width), width

@@ -1,0 +1,275 @@
+"""Priors: from (name, parameter, module) to the distribution of that parameter's weights.
+
+A prior is any callable ``prior(name, parameter, module) -> pyro distribution | None``. ``None`` leaves the parameter
+deterministic: it is optimised, without a prior and without noise. The distribution's event shape is the parameter's
+shape. The classes here cover what the literature uses; a plain function does as well.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from bayesnn.errors import positive, unknown
+
+PriorRule = Callable[[str, Tensor, nn.Module], Any]
+
+
+def over(base: Any, parameter: Tensor) -> Any:
+    """``base``, a distribution of one weight, made independent over the shape of ``parameter``."""
+    return base.expand(parameter.shape).to_event(parameter.dim())
+
+
+class Prior(ABC):
+    """Base class: subclasses give the distribution; BatchNorm's scale and shift stay deterministic.
+
+    The scale and shift of a BatchNorm layer multiply and add to normalised activations; a weight prior shrinks the
+    scale to zero, which is not what anybody means. Name them in :class:`ByName` to give them a prior all the same.
+    """
+
+    def __call__(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
+        if isinstance(module, _NormBase):
+            return None
+        return self.distribution(name, parameter, module)
+
+    @abstractmethod
+    def distribution(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
+        """The distribution of ``parameter`` (event shape = its shape), or None for a deterministic one."""
+
+    def config(self) -> dict[str, Any]:
+        """The prior as JSON: ``from_config(prior.config())`` gives an equal one."""
+        assert is_dataclass(self)
+        return {"kind": type(self).__name__, **asdict(self)}
+
+
+def _scalar(value: float, parameter: Tensor) -> Tensor:
+    return torch.as_tensor(value, dtype=parameter.dtype, device=parameter.device)
+
+
+@dataclass(frozen=True)
+class Normal(Prior):
+    """Every weight ~ Normal(loc, scale^2).
+
+    Parameters
+    ----------
+    scale : standard deviation, > 0.
+    loc : mean.
+    """
+
+    scale: float = 1.0
+    loc: float = 0.0
+
+    def __post_init__(self) -> None:
+        positive("scale", self.scale)
+
+    def distribution(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
+        return over(dist.Normal(_scalar(self.loc, parameter), _scalar(self.scale, parameter)), parameter)
+
+
+def _fans(parameter: Tensor, module: nn.Module) -> tuple[float, float]:
+    """(fan_in, fan_out) of a weight with at least two axes: inputs and outputs that one unit is wired to."""
+    receptive = math.prod(parameter.shape[2:])
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        # A transposed convolution stores (in, out / groups, *kernel): the axes change places.
+        return parameter.shape[0] / module.groups * receptive, parameter.shape[1] * receptive
+    return parameter.shape[1] * receptive, parameter.shape[0] * receptive
+
+
+_LAYER_VARIANCE: dict[str, Callable[[float, float], float]] = {
+    "fan-in": lambda fan_in, fan_out: 1.0 / fan_in,
+    "kaiming": lambda fan_in, fan_out: 2.0 / fan_in,
+    "xavier": lambda fan_in, fan_out: 2.0 / (fan_in + fan_out),
+}
+
+
+@dataclass(frozen=True)
+class Layerwise(Prior):
+    """Each layer's weights ~ Normal(0, gain^2 * v), where v is set by the layer's width.
+
+    ``rule="fan-in"``: v = 1 / fan_in (Neal 1996: finite variance in the limit of wide layers);
+    ``"kaiming"``: v = 2 / fan_in (He et al. 2015, eq. 10); ``"xavier"``: v = 2 / (fan_in + fan_out) (Glorot &
+    Bengio 2010, eq. 16). Parameters with fewer than two axes (biases, norms) and embeddings ~ Normal(0, bias_scale^2).
+    """
+
+    rule: str = "fan-in"
+    gain: float = 1.0
+    bias_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.rule not in _LAYER_VARIANCE:
+            raise unknown("rule of a layerwise prior", self.rule, _LAYER_VARIANCE)
+        positive("gain", self.gain)
+        positive("bias_scale", self.bias_scale)
+
+    def distribution(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
+        if parameter.dim() < 2 or isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            scale = self.bias_scale
+        else:
+            scale = self.gain * math.sqrt(_LAYER_VARIANCE[self.rule](*_fans(parameter, module)))
+        return over(dist.Normal(_scalar(0.0, parameter), _scalar(scale, parameter)), parameter)
+
+
+@dataclass(frozen=True)
+class Laplace(Prior):
+    """Every weight ~ Laplace(0, scale): density exp(-|w| / scale) / (2 scale); its standard deviation is sqrt(2) scale."""
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive("scale", self.scale)
+
+    def distribution(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
+        return over(dist.Laplace(_scalar(0.0, parameter), _scalar(self.scale, parameter)), parameter)
+
+
+@dataclass(frozen=True)
+class StudentT(Prior):
+    """Every weight ~ Student's t with ``df`` degrees of freedom, scaled by ``scale``."""
+
+    df: float = 3.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive("df", self.df)
+        positive("scale", self.scale)
+
+    def distribution(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
+        zero, df, scale = (_scalar(value, parameter) for value in (0.0, self.df, self.scale))
+        return over(dist.StudentT(df, zero, scale), parameter)
+
+
+@dataclass(frozen=True)
+class ScaleMixture(Prior):
+    """Every weight ~ pi Normal(0, wide^2) + (1 - pi) Normal(0, narrow^2) (Blundell et al. 2015, eq. 7).
+
+    Parameters
+    ----------
+    pi : share of the wide component, in (0, 1).
+    wide, narrow : standard deviations, sigma_1 > sigma_2 in the paper.
+    """
+
+    pi: float = 0.5
+    wide: float = 1.0
+    narrow: float = math.exp(-6)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.pi < 1:
+            raise ValueError(f"Expected pi in (0, 1), got {self.pi!r}: it is the share of the wide component.")
+        positive("wide", self.wide)
+        positive("narrow", self.narrow)
+
+    def distribution(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
+        share = torch.stack((_scalar(self.pi, parameter), _scalar(1 - self.pi, parameter)))
+        scales = torch.stack((_scalar(self.wide, parameter), _scalar(self.narrow, parameter)))
+        return over(dist.MixtureSameFamily(dist.Categorical(share), dist.Normal(torch.zeros_like(scales), scales)), parameter)
+
+
+@dataclass(frozen=True)
+class Deterministic(Prior):
+    """No prior: the parameter is optimised as in ordinary training, and gets no noise."""
+
+    def distribution(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
+        return None
+
+
+@dataclass(frozen=True)
+class ByName(Prior):
+    """Rules over parameters' names: the first pattern that matches decides, ``default`` otherwise.
+
+    Parameters
+    ----------
+    rules : mapping of shell-style patterns (``"features.*"``, ``"*.bias"``) to priors, or to None (deterministic).
+    default : prior of the parameters that no pattern matches.
+
+    Examples
+    --------
+    >>> ByName({"*.bias": Normal(10.0), "head.*": None}, default=Layerwise())
+    """
+
+    rules: Mapping[str, Any]
+    default: Any = Normal()
+
+    def __call__(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
+        return self.distribution(name, parameter, module)
+
+    def distribution(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
+        for pattern, prior in self.rules.items():
+            if fnmatchcase(name, pattern):
+                return _named(prior, name, parameter, module)
+        return None if self.default is None else self.default(name, parameter, module)
+
+    def config(self) -> dict[str, Any]:
+        rules = {pattern: to_config(prior) for pattern, prior in self.rules.items()}
+        return {"kind": "ByName", "rules": rules, "default": to_config(self.default)}
+
+
+@dataclass(frozen=True)
+class ByType(Prior):
+    """Rules over the type of the module that owns the parameter; the most specific class decides.
+
+    Parameters
+    ----------
+    rules : mapping of module classes (``nn.Conv2d``) or their names (``"Conv2d"``) to priors, or to None.
+    default : prior of the parameters of all other modules.
+    """
+
+    rules: Mapping[Any, Any]
+    default: Any = Normal()
+
+    def __call__(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
+        return self.distribution(name, parameter, module)
+
+    def distribution(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
+        rules = {_class_name(key): prior for key, prior in self.rules.items()}
+        for cls in type(module).__mro__:
+            if cls.__name__ in rules:
+                return _named(rules[cls.__name__], name, parameter, module)
+        return None if self.default is None else self.default(name, parameter, module)
+
+    def config(self) -> dict[str, Any]:
+        rules = {_class_name(key): to_config(prior) for key, prior in self.rules.items()}
+        return {"kind": "ByType", "rules": rules, "default": to_config(self.default)}
+
+
+def _class_name(key: type | str) -> str:
+    return key if isinstance(key, str) else key.__name__
+
+
+def _named(prior: Any, name: str, parameter: Tensor, module: nn.Module) -> Any:
+    """What a rule that names this parameter says: here BatchNorm's affine parameters do get the prior."""
+    if prior is None:
+        return None
+    return prior.distribution(name, parameter, module) if isinstance(prior, Prior) else prior(name, parameter, module)
+
+
+_KINDS = {cls.__name__: cls for cls in (Normal, Layerwise, Laplace, StudentT, ScaleMixture, Deterministic, ByName, ByType)}
+
+
+def to_config(prior: PriorRule | None) -> dict[str, Any] | None:
+    """JSON of a prior; a user's own callable is written by name only (``{"kind": "custom", ...}``)."""
+    if prior is None:
+        return None
+    return prior.config() if isinstance(prior, Prior) else {"kind": "custom", "name": repr(prior)}
+
+
+def from_config(config: Mapping[str, Any] | None) -> Any:
+    """The prior that :func:`to_config` wrote; ValueError for a custom one, which only its author can give again."""
+    if config is None:
+        return None
+    options = {key: value for key, value in config.items() if key != "kind"}
+    if config["kind"] not in _KINDS:
+        raise ValueError(f"Expected a prior of bayesnn.priors, got {options.get('name', config['kind'])}: pass prior=.")
+    if "rules" in options:
+        options["rules"] = {key: from_config(rule) for key, rule in options["rules"].items()}
+        options["default"] = from_config(options["default"])
+    built: Any = _KINDS[config["kind"]](**options)
+    return built

@@ -1,0 +1,64 @@
+"""Seeded streams of random numbers, one set a chain, and a fence around torch's global generator.
+
+Every random number of the library comes from a :class:`torch.Generator` that somebody can name. What takes no
+generator (``reset_parameters``, ``F.dropout``, ``Distribution.sample``, Pyro) runs inside :func:`isolated`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+_global_state = threading.RLock()
+_PURPOSES = ("noise", "shuffle", "fence")
+
+
+def generator(seed: int, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for stream ``key`` of ``seed``; different keys give independent streams (numpy's ``SeedSequence``)."""
+    state = np.random.SeedSequence(entropy=seed, spawn_key=key).generate_state(1, np.uint64)[0]
+    return torch.Generator(device=device).manual_seed(int(state >> np.uint64(1)))
+
+
+@contextmanager
+def isolated(stream: torch.Generator) -> Iterator[None]:
+    """Run with torch's global CPU generator replaced by ``stream``; afterwards both have their own states back.
+
+    The lock keeps two threads from restoring each other's states. ``stream`` advances by what was used inside.
+    """
+    with _global_state, torch.random.fork_rng(devices=[]):
+        torch.random.set_rng_state(stream.get_state())
+        try:
+            yield
+        finally:
+            stream.set_state(torch.random.get_rng_state())
+
+
+class Streams:
+    """The random streams of one chain: they depend on ``seed`` and the chain's number and on nothing else.
+
+    Attributes
+    ----------
+    noise : torch.Generator
+        Langevin noise, variational samples; on the chain's device.
+    shuffle : torch.Generator
+        The order of the data.
+    fence : torch.Generator
+        What stands in for torch's global generator (:func:`isolated`): initialisation, dropout.
+    """
+
+    def __init__(self, seed: int, chain: int, device: torch.device | str = "cpu") -> None:
+        self.noise = generator(seed, chain, 0, device=device)
+        self.shuffle = generator(seed, chain, 1)
+        self.fence = generator(seed, chain, 2)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {purpose: getattr(self, purpose).get_state() for purpose in _PURPOSES}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for purpose in _PURPOSES:
+            getattr(self, purpose).set_state(state[purpose])

@@ -1,0 +1,27 @@
+"""Scores of a run on the validation part, after each epoch."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from bayesnn.methods import Run
+from bayesnn.predictive import Predictive
+
+
+def score(run: Run, validation: Any, target: Any) -> dict[str, float]:
+    """Negative log likelihood (nats), and accuracy or RMSE, of what the run would answer now, on validation data."""
+    states, training = run.snapshot(), run.model.training
+    run.model.eval()
+    try:
+        predictive = Predictive(run.model, [partial(iter, states)], [len(states)], validation.x, target)
+        row = {"val_nll": -float(predictive.log_prob(validation.y).double().mean())}
+        if run.model.likelihood.kind == "classes":
+            mean = predictive.mean
+            guess = mean.argmax(-1) if mean.shape != validation.y.shape else (mean > 0.5)
+            row["val_accuracy"] = float((guess == validation.y).double().mean())
+        else:
+            row["val_rmse"] = float((predictive.mean - validation.y.view_as(predictive.mean)).square().mean().sqrt())
+    finally:
+        run.model.train(training)
+    return row
