@@ -1,0 +1,18 @@
+"""Data sets and minibatches."""
+
+from bayesnn.data.batches import Batches, Loader
+from bayesnn.data.dataset import Data, Standardize, split, standardize
+from bayesnn.data.registry import load, load_test, names, sine_gap_region
+
+__all__ = [
+    "Batches",
+    "Data",
+    "Loader",
+    "Standardize",
+    "load",
+    "load_test",
+    "names",
+    "sine_gap_region",
+    "split",
+    "standardize",
+]

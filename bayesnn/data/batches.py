@@ -1,0 +1,217 @@
+"""Minibatches: of tensors in memory, and of a user's own loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from bayesnn.errors import at_least
+
+Order = Literal["reshuffle", "iid", "sequential"]
+
+
+class Batches:
+    """Minibatches of tensors in memory, whole batches indexed at once.
+
+    Each iteration is one epoch of ``ceil(N / batch_size)`` pairs (x_b, y_b).
+
+    Parameters
+    ----------
+    x : Tensor, shape (N, ...)
+    y : Tensor, shape (N, ...)
+    batch_size : int, optional
+        Rows of a minibatch; None is all of them.
+    order : {"reshuffle", "iid", "sequential"}
+        "reshuffle": a new permutation each epoch, in which every row comes once; the last minibatch may be short.
+        "iid": every minibatch is ``batch_size`` rows drawn with replacement, never short, so that minibatches are
+        independent and their gradients too. "sequential": the rows in their order, as views; the last may be short.
+    generator : torch.Generator, optional
+        Where the randomness comes from: needed for "iid", and for "reshuffle" with more than one minibatch. Its device
+        need not be the data's: a CPU generator gives the same minibatches on every device.
+
+    Raises
+    ------
+    ValueError
+        If ``x`` and ``y`` differ in rows or have none, ``batch_size`` is below 1, ``order`` is unknown, or a generator
+        is needed and missing.
+
+    Notes
+    -----
+    With ``batch_size`` None or at least N, "reshuffle" and "sequential" give the tensors themselves, uncopied.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        batch_size: int | None = None,
+        order: Order = "reshuffle",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if x.dim() == 0 or y.dim() == 0 or len(x) != len(y) or len(x) == 0:
+            raise ValueError(
+                f"Batches: expected x and y of one number of rows, at least 1, got {tuple(x.shape)} and "
+                f"{tuple(y.shape)}: one target per input"
+            )
+        if order not in get_args(Order):
+            raise ValueError(f"Batches: expected an order among {', '.join(get_args(Order))}; got {order!r}: pass one")
+        self.x = x
+        self.y = y
+        self.num_data = len(x)
+        self.batch_size = self.num_data if batch_size is None else at_least("batch_size", batch_size, 1)
+        self.order = order
+        self.generator = generator
+        if generator is None and (order == "iid" or (order == "reshuffle" and len(self) > 1)):
+            raise ValueError(
+                f"Batches: expected a generator for order {order!r}, got None: pass torch.Generator().manual_seed(0)"
+            )
+
+    def __len__(self) -> int:
+        return -(-self.num_data // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.order == "iid":
+            for _ in range(len(self)):
+                yield self._rows(self._draw_rows())
+        elif len(self) == 1:
+            yield self.x, self.y
+        elif self.order == "sequential":
+            yield from zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True)
+        else:
+            assert self.generator is not None
+            order = torch.randperm(self.num_data, generator=self.generator, device=self.generator.device)
+            for rows in order.to(self.x.device).split(self.batch_size):
+                yield self._rows(rows)
+
+    def peek(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Walk the rows in their order, without a random number: for passes that are no part of training."""
+        return zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True)
+
+    def _draw_rows(self) -> Tensor:
+        assert self.generator is not None
+        size = (self.batch_size,)
+        return torch.randint(self.num_data, size, generator=self.generator, device=self.generator.device)
+
+    def _rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return self.x.index_select(0, rows.to(self.x.device)), self.y.index_select(0, rows.to(self.y.device))
+
+
+class Loader:
+    """A user's ``DataLoader``, or any iterable of (x, y), with what training needs to know of it.
+
+    Parameters
+    ----------
+    batches : iterable of (Tensor, Tensor)
+        Minibatches (x_b, y_b).
+    num_data : int, optional
+        N, the number of training rows, by which the likelihood of a minibatch is scaled. By default
+        ``len(batches.dataset)``.
+    steps_per_epoch : int, optional
+        Length of an epoch. Without it an epoch is one pass over ``batches``. With it an epoch takes that many
+        minibatches from where the epoch before stopped, and starts ``batches`` anew when it is used up; so a stream
+        without an end works.
+
+    Raises
+    ------
+    ValueError
+        If ``num_data`` is not given and cannot be known: no dataset with a length, or a sampler that visits another
+        number of rows than the dataset has; if a number is below 1; or if an iterator that can be walked only once
+        comes without ``steps_per_epoch``.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        num_data: int | None = None,
+        steps_per_epoch: int | None = None,
+    ) -> None:
+        for label, value in (("num_data", num_data), ("steps_per_epoch", steps_per_epoch)):
+            if value is not None:
+                at_least(label, value, 1)
+        if steps_per_epoch is None and isinstance(batches, Iterator):
+            raise ValueError(
+                f"Loader: expected an iterable that starts anew each epoch, got a {type(batches).__name__}, which is "
+                "used up after one: pass a list or DataLoader, or steps_per_epoch"
+            )
+        self.batches = batches
+        self.num_data = _count_rows(batches) if num_data is None else num_data
+        self.steps_per_epoch = steps_per_epoch
+        self._stream: Iterator[Any] | None = None
+
+    def __len__(self) -> int:
+        """Return the minibatches of an epoch; TypeError if neither ``batches`` nor ``steps_per_epoch`` tells."""
+        if self.steps_per_epoch is not None:
+            return self.steps_per_epoch
+        size = _length(self.batches)
+        if size is None:
+            raise TypeError(
+                f"Loader: expected an iterable with a length, got {type(self.batches).__name__}: pass steps_per_epoch"
+            )
+        return size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Walk one epoch; ValueError if there are no minibatches (left), TypeError if one is not (x, y)."""
+        if self.steps_per_epoch is None:
+            empty = True
+            for batch in self.batches:
+                empty = False
+                yield _pair(batch)
+            if empty:
+                raise ValueError("Loader: expected at least one minibatch an epoch, got none: check drop_last and size")
+            return
+        for step in range(self.steps_per_epoch):
+            yield _pair(self._next(step))
+
+    def peek(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Walk ``batches`` from its beginning, aside from the epochs; an iterator without one gives its next minibatch."""
+        if isinstance(self.batches, Iterator):
+            self._stream = chain([first := next(self.batches)], self._stream or self.batches)
+            return iter([_pair(first)])
+        return map(_pair, self.batches)
+
+    def _next(self, step: int) -> Any:
+        if self._stream is not None:
+            for batch in self._stream:
+                return batch
+        self._stream = iter(self.batches)
+        for batch in self._stream:
+            return batch
+        raise ValueError(
+            f"Loader: expected {self.steps_per_epoch} minibatches an epoch, got {step} from a used-up iterator: "
+            "lower steps_per_epoch or pass an iterable that starts anew"
+        )
+
+
+def _length(values: Any) -> int | None:
+    try:
+        return len(values)
+    except TypeError:
+        return None
+
+
+def _count_rows(batches: Iterable[Any]) -> int:
+    size = _length(getattr(batches, "dataset", None))
+    if size is None or size < 1:
+        raise ValueError(
+            f"Loader: expected a dataset with a length, got none in {type(batches).__name__}: "
+            "pass num_data, the number of training rows"
+        )
+    visited = _length(getattr(batches, "sampler", None))
+    # A sampler over a part of the rows, or one rank's share of them, would make the likelihood's scale silently wrong.
+    if visited is not None and visited != size:
+        raise ValueError(
+            f"Loader: expected a sampler over all {size} rows of the dataset, got one that visits {visited}: "
+            "pass num_data, the number of training rows"
+        )
+    return size
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(v, Tensor) for v in batch):
+        return batch[0], batch[1]
+    got = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
+    raise TypeError(f"Loader: expected minibatches (x, y) of two tensors, got {got}: map them with a collate_fn")

@@ -1,0 +1,425 @@
+"""A data set in memory, its standardisation, and splits of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Standardize:
+    """The affine map ``(v - mean) / std`` and its inverse.
+
+    Parameters
+    ----------
+    mean, std : Tensor
+        Of one shape that broadcasts against the trailing axes of ``v``: () for targets of shape (N,), (F,) for
+        features (N, F), (C, 1, 1) for images (N, C, H, W). So ``v`` may have
+        more leading axes: (chain, draw, batch, F).
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, the numbers are not finite, or an ``std`` is not positive.
+    TypeError
+        If ``mean`` or ``std`` is not floating or their dtypes differ.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __post_init__(self) -> None:
+        if not self.mean.is_floating_point() or self.mean.dtype != self.std.dtype:
+            raise TypeError(
+                f"Standardize: expected mean and std of one floating dtype, got {self.mean.dtype} and "
+                f"{self.std.dtype}: convert them first"
+            )
+        if self.mean.shape != self.std.shape:
+            raise ValueError(
+                f"Standardize: expected mean and std of one shape, got {tuple(self.mean.shape)} and "
+                f"{tuple(self.std.shape)}: expand one of them"
+            )
+        if not (torch.isfinite(self.mean).all() and torch.isfinite(self.std).all() and (self.std > 0).all()):
+            raise ValueError(
+                "Standardize: expected a finite mean and a finite std above 0, got others: give a constant std 1"
+            )
+
+    @classmethod
+    def fit(cls, v: Tensor, per_channel: bool = True) -> Standardize:
+        """Take mean and standard deviation (divisor N) over the rows of ``v``.
+
+        Parameters
+        ----------
+        v : Tensor, shape (N, ...), floating
+        per_channel : bool
+            For ``v`` of 3 axes or more, (N, C, ...): one pair of constants for each of the C channels if True, for each
+            element of a row if False. With 1 or 2 axes there is one pair for each feature in either case.
+
+        Returns
+        -------
+        Standardize
+            Constants of shape () for (N,), (F,) for (N, F), (C, 1, ...) for (N, C, ...). What is constant gets std 1.
+
+        Raises
+        ------
+        ValueError
+            If ``v`` has no rows, or its numbers are not finite.
+        TypeError
+            If ``v`` is not floating.
+        """
+        if not v.is_floating_point():
+            raise TypeError(f"Standardize.fit: expected a floating tensor, got {v.dtype}: convert it with .float()")
+        if v.dim() == 0 or v.numel() == 0:
+            raise ValueError(f"Standardize.fit: expected at least one row, got shape {tuple(v.shape)}: pass (N, ...)")
+        dims = [0, *range(2, v.dim())] if per_channel else [0]
+        var, mean = torch.var_mean(v, dim=dims, correction=0, keepdim=True)
+        # Rounding can leave a constant feature a variance above 0; only its range tells.
+        constant = v.amax(dims, keepdim=True) == v.amin(dims, keepdim=True)
+        std = torch.where(constant | (var == 0), torch.ones_like(var), var.sqrt())
+        return cls(mean.squeeze(0), std.squeeze(0))
+
+    def forward(self, v: Tensor) -> Tensor:
+        """Return ``(v - mean) / std``, on the device and in the floating dtype of ``v``, in its shape."""
+        return (v - self._like(self.mean, v)) / self._like(self.std, v)
+
+    def inverse(self, v: Tensor) -> Tensor:
+        """Return ``v * std + mean``: standardised numbers back in their own units."""
+        return v * self._like(self.std, v) + self._like(self.mean, v)
+
+    @staticmethod
+    def _like(constant: Tensor, v: Tensor) -> Tensor:
+        return constant.to(device=v.device, dtype=v.dtype if v.is_floating_point() else constant.dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold, exactly: dtype, shape, and mean and std as flat lists of floats."""
+        return {
+            "dtype": str(self.mean.dtype).removeprefix("torch."),
+            "shape": list(self.mean.shape),
+            "mean": self.mean.flatten().tolist(),
+            "std": self.std.flatten().tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Standardize:
+        """Return what :meth:`to_dict` was called on, to the bit, on the CPU.
+
+        Raises
+        ------
+        ValueError
+            If a key is missing, the dtype unknown, or the lists do not fill the shape.
+        """
+        missing = [key for key in ("dtype", "shape", "mean", "std") if key not in values]
+        if missing:
+            raise ValueError(
+                f"Standardize.from_dict: expected dtype, shape, mean, std; got no {', '.join(missing)}: pass a to_dict"
+            )
+        if values["dtype"] not in _DTYPES:
+            raise ValueError(
+                f"Standardize.from_dict: expected a dtype among {', '.join(_DTYPES)}; got {values['dtype']!r}: "
+                "pass what to_dict gave"
+            )
+        dtype, shape = _DTYPES[values["dtype"]], torch.Size(values["shape"])
+        for key in ("mean", "std"):
+            if len(values[key]) != shape.numel():
+                raise ValueError(
+                    f"Standardize.from_dict: expected {shape.numel()} numbers in {key} for shape {tuple(shape)}, "
+                    f"got {len(values[key])}: pass what to_dict gave"
+                )
+        mean, std = (torch.tensor(values[key], dtype=dtype).reshape(shape) for key in ("mean", "std"))
+        return cls(mean, std)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Data:
+    """Inputs and targets in memory: ``x`` as the net takes it (standardised already), ``y`` in its own units.
+
+    Parameters
+    ----------
+    x : Tensor, shape (N, ...)
+        Inputs, standardised where ``inputs`` says so.
+    y : Tensor, shape (N,) or (N, ...)
+        Targets, in their own units always: integers for classes and counts, floating for regression.
+    name : str
+        What reports call the data set.
+    classes : tuple of str, optional
+        Names of the classes 0, 1, and so on; ``num_outputs`` counts them. Give them where a subset may lack the last.
+    inputs : Standardize, optional
+        How ``x`` was standardised: ``inputs.inverse(x)`` is in the inputs' own units.
+    target : Standardize, optional
+        Constants with which ``fit`` standardises ``y``; predictions come back in the target's own units.
+
+    Raises
+    ------
+    ValueError
+        If ``x`` and ``y`` differ in rows or have none, hold NaN or infinities, a class lies outside ``classes``, or
+        ``target`` or ``classes`` does not go with the dtype of ``y``.
+    TypeError
+        If ``x`` or ``y`` is no tensor; :meth:`Data.of` takes arrays and lists.
+    """
+
+    x: Tensor
+    y: Tensor
+    name: str = ""
+    classes: tuple[str, ...] | None = None
+    inputs: Standardize | None = None
+    target: Standardize | None = None
+
+    def __post_init__(self) -> None:
+        for label, v in (("x", self.x), ("y", self.y)):
+            if not isinstance(v, Tensor):
+                raise TypeError(f"Data: expected {label} to be a tensor, got {type(v).__name__}: use Data.of(x, y)")
+            if v.dim() == 0:
+                raise ValueError(
+                    f"Data: expected {label} of shape (N, ...), got a single number: pass one row per case"
+                )
+        if len(self.x) != len(self.y):
+            raise ValueError(
+                f"Data: expected as many rows in y as in x ({len(self.x)}), got {len(self.y)}: one target per input"
+            )
+        if self.x.numel() == 0 or self.y.numel() == 0:
+            raise ValueError(
+                f"Data: expected at least one row, got x {tuple(self.x.shape)} and y {tuple(self.y.shape)}: add rows"
+            )
+        _check_finite("x", self.x)
+        _check_finite("y", self.y)
+        if self.y.is_floating_point():
+            if self.classes is not None:
+                raise ValueError(f"Data: expected integer y with classes, got {self.y.dtype}: convert y with .long()")
+            return
+        if self.target is not None:
+            raise ValueError(f"Data: expected floating y with target, got {self.y.dtype}: leave target out for classes")
+        low, high = int(self.y.min()), int(self.y.max())
+        if self.classes is not None and not 0 <= low <= high < len(self.classes):
+            raise ValueError(
+                f"Data: expected y from 0 to {len(self.classes) - 1}, one of {len(self.classes)} classes, "
+                f"got {low} to {high}: renumber y or name every class"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        x: Any,
+        y: Any,
+        name: str = "",
+        classes: Sequence[str] | None = None,
+        inputs: Standardize | None = None,
+        target: Standardize | None = None,
+    ) -> Data:
+        """Make a ``Data`` of arrays, lists, data frames or tensors.
+
+        Parameters
+        ----------
+        x : array-like or Tensor, shape (N, ...)
+            Floating arrays become torch's default dtype, whatever their own; so do booleans. Integers stay (as indices
+            for an embedding need them), and a tensor keeps its dtype.
+        y : array-like or Tensor, shape (N,) or (N, ...)
+            As ``x``, except that integers and booleans become int64, in tensors as well.
+        name, classes, inputs, target
+            As in the class.
+
+        Raises
+        ------
+        TypeError
+            If an array holds no numbers (strings, objects).
+        ValueError
+            As the class does.
+        """
+        x_tensor, y_tensor = _tensor("x", x), _tensor("y", y)
+        if not y_tensor.is_floating_point():
+            y_tensor = y_tensor.long()
+        if x_tensor.dtype == torch.bool:
+            x_tensor = x_tensor.to(torch.get_default_dtype())
+        return cls(x_tensor, y_tensor, name, None if classes is None else tuple(classes), inputs, target)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __repr__(self) -> str:
+        kind = f", {self.num_outputs} classes" if self.classes is not None else ""
+        return (
+            f"Data({self.name!r}, {len(self)} rows, x {tuple(self.x.shape)} {self.x.dtype}, "
+            f"y {tuple(self.y.shape)} {self.y.dtype}{kind})"
+        )
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.x.shape[1:])
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs a net needs: the number of classes for integer ``y``, else 1 for (N,) and D for (N, D).
+
+        Without ``classes`` the number of classes is the largest label in these rows plus 1.
+
+        Raises
+        ------
+        ValueError
+            If ``y`` is integer and negative somewhere.
+        """
+        if self.y.is_floating_point():
+            return 1 if self.y.dim() == 1 else self.y.shape[1]
+        if self.classes is not None:
+            return len(self.classes)
+        if int(self.y.min()) < 0:
+            raise ValueError(f"Data: expected classes 0, 1, ..., got {int(self.y.min())}: renumber y from 0")
+        return int(self.y.max()) + 1
+
+    def subset(self, indices: Tensor | Sequence[int]) -> Data:
+        """Return the rows ``indices``, in their order, with everything else the same.
+
+        Parameters
+        ----------
+        indices : Tensor or sequence of int, shape (M,)
+            Row numbers, or a boolean tensor of shape (N,).
+
+        Raises
+        ------
+        ValueError
+            If no row is left, or ``indices`` is not one list.
+        IndexError
+            If there is no such row.
+        """
+        rows = torch.as_tensor(indices)
+        if rows.dim() != 1 or len(rows) == 0:
+            raise ValueError(
+                f"Data.subset: expected a list of at least one row, got shape {tuple(rows.shape)}: pass row numbers"
+            )
+        return dataclasses.replace(self, x=self.x[rows.to(self.x.device)], y=self.y[rows.to(self.y.device)])
+
+
+def split(data: Data, fraction: float, seed: int = 0, stratify: bool | None = None) -> tuple[Data, Data]:
+    """Split rows at random into the rest and a part of about ``fraction * N`` rows, both in the order of ``data``.
+
+    Parameters
+    ----------
+    data : Data
+        At least 2 rows.
+    fraction : float
+        Share of the part, in (0, 1). The part gets ``round(fraction * N)`` rows, at least 1 and at most N - 1.
+    seed : int
+        Seed of a generator of its own; the same seed gives the same split.
+    stratify : bool, optional
+        Give each class its share, to within one row, and leave no class out of the rest as long as that can be. By
+        default so for integer targets of shape (N,).
+
+    Returns
+    -------
+    rest, part : Data
+
+    Raises
+    ------
+    ValueError
+        If ``fraction`` is outside (0, 1), there is 1 row only, or ``stratify`` is asked for targets that are not
+        integers of shape (N,).
+    """
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(f"split: expected a fraction in (0, 1), got {fraction}: 0.2 gives a fifth to the part")
+    num_data = len(data)
+    if num_data < 2:
+        raise ValueError(f"split: expected at least 2 rows, one for each side, got {num_data}: pass more data")
+    can_stratify = not data.y.is_floating_point() and data.y.dim() == 1
+    if stratify and not can_stratify:
+        raise ValueError(
+            f"split: expected integer y of shape (N,) to stratify, got {data.y.dtype} {tuple(data.y.shape)}: "
+            "pass stratify=False"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(num_data, generator=generator)
+    size = min(max(round(fraction * num_data), 1), num_data - 1)
+    in_part = torch.zeros(num_data, dtype=torch.bool)
+    if can_stratify and stratify is not False:
+        in_part[_stratified(data.y.cpu(), order, size)] = True
+    else:
+        in_part[order[:size]] = True
+    return data.subset(~in_part), data.subset(in_part)
+
+
+def standardize(train: Data, *others: Data) -> tuple[Data, ...]:
+    """Standardise inputs by the training rows, and note the constants of a floating target.
+
+    Parameters
+    ----------
+    train : Data
+        Gives mean and standard deviation of ``x``: per feature for (N, F), per channel for (N, C, ...); and of ``y``,
+        where that is floating, as ``target``. ``y`` itself stays in its own units.
+    *others : Data
+        Validation or test parts; they get the training part's constants.
+
+    Returns
+    -------
+    tuple of Data
+        ``(train, *others)``.
+
+    Raises
+    ------
+    ValueError
+        If one of them is standardised already, or its inputs have another shape than the training part's.
+    TypeError
+        If ``x`` is not floating.
+    """
+    inputs = Standardize.fit(train.x)
+    target = Standardize.fit(train.y) if train.y.is_floating_point() else None
+    return tuple(apply_standardize(data, inputs, target, train.in_shape) for data in (train, *others))
+
+
+def apply_standardize(data: Data, inputs: Standardize, target: Standardize | None, in_shape: tuple[int, ...]) -> Data:
+    """Return ``data`` with ``x`` standardised by given constants, or raise ValueError as :func:`standardize` does."""
+    if data.inputs is not None:
+        raise ValueError(f"standardize: expected inputs in their own units, got {data!r} standardised already: skip it")
+    if data.in_shape != in_shape:
+        raise ValueError(
+            f"standardize: expected inputs of shape {in_shape} as in the training part, got {data.in_shape}: reshape x"
+        )
+    return dataclasses.replace(data, x=inputs.forward(data.x), inputs=inputs, target=target)
+
+
+def _tensor(label: str, v: Any) -> Tensor:
+    if isinstance(v, Tensor):
+        return v
+    array = np.asarray(v)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"Data.of: expected numbers in {label}, got an array of {array.dtype}: "
+            "number labels with numpy.unique(labels, return_inverse=True)"
+        )
+    if array.dtype.kind == "f":
+        return torch.as_tensor(array.astype(np.float64), dtype=torch.get_default_dtype())
+    return torch.tensor(array)
+
+
+def _check_finite(label: str, v: Tensor) -> None:
+    if not v.is_floating_point():
+        return
+    finite = torch.isfinite(v)
+    if not finite.all():
+        bad = ~finite
+        row = int(bad.flatten(1).any(1).nonzero()[0]) if v.dim() > 1 else int(bad.nonzero()[0])
+        raise ValueError(
+            f"Data: expected finite numbers in {label}, got {int(bad.sum())} NaN or infinite, the first in row {row}: "
+            "drop or fill these rows"
+        )
+
+
+def _stratified(y: Tensor, order: Tensor, size: int) -> Tensor:
+    """Return ``size`` rows, each class's share by largest remainders, which of its rows by ``order``."""
+    _, label, counts = torch.unique(y, return_inverse=True, return_counts=True)
+    quota = counts.double() * size / len(y)
+    take = quota.floor().long()
+    # Classes that would be gone from the rest come last, whatever their remainder.
+    remainder = quota - take - (counts - take < 2).double()
+    take[remainder.argsort(descending=True, stable=True)[: size - int(take.sum())]] += 1
+    by_class = order[label[order].argsort(stable=True)]
+    start = counts.cumsum(0) - counts
+    rank = torch.arange(len(y)) - start[label[by_class]]
+    return by_class[rank < take[label[by_class]]]

@@ -1,0 +1,267 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from bayesnn.data import Data, Standardize, split, standardize
+
+
+def numbers(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+class TestStandardize:
+    @pytest.mark.parametrize(
+        ("shape", "constants"), [((50,), ()), ((50, 3), (3,)), ((50, 2, 4, 5), (2, 1, 1)), ((50, 2, 7), (2, 1))]
+    )
+    def test_fit_gives_mean_0_and_sd_1_along_what_it_averaged(self, shape, constants):
+        v = 3.0 * numbers(*shape, dtype=torch.float64) + 7.0
+        fitted = Standardize.fit(v)
+        z = fitted.forward(v)
+        dims = [0, *range(2, v.dim())]
+        assert fitted.mean.shape == fitted.std.shape == constants
+        assert z.shape == v.shape
+        torch.testing.assert_close(z.mean(dims), torch.zeros_like(z.mean(dims)), atol=1e-12, rtol=0)
+        torch.testing.assert_close(z.std(dims, correction=0), torch.ones_like(z.mean(dims)))
+
+    def test_divisor_is_the_number_of_rows(self):
+        assert Standardize.fit(torch.tensor([1.0, 3.0])).std.item() == 1.0
+
+    def test_not_per_channel_is_per_element(self):
+        v = numbers(50, 2, 4, 5)
+        fitted = Standardize.fit(v, per_channel=False)
+        torch.testing.assert_close(fitted.mean, v.mean(0))
+        torch.testing.assert_close(fitted.std, v.std(0, correction=0))
+
+    def test_constant_features_get_sd_1(self):
+        v = torch.stack([torch.full((1001,), 0.1), torch.arange(1001.0)], dim=1)
+        fitted = Standardize.fit(v)
+        assert fitted.std[0] == 1.0
+        torch.testing.assert_close(fitted.forward(v)[:, 0], torch.zeros(1001), atol=1e-7, rtol=0)
+        assert Standardize.fit(v[:1]).std.tolist() == [1.0, 1.0]
+
+    def test_inverse_undoes_forward_with_leading_axes(self):
+        fitted = Standardize(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 4.0]))
+        v = numbers(3, 4, 5, 2)
+        torch.testing.assert_close(fitted.inverse(fitted.forward(v)), v)
+        torch.testing.assert_close(fitted.forward(v)[..., 1], (v[..., 1] + 2.0) / 4.0)
+
+    def test_the_dtype_of_what_comes_is_kept(self):
+        fitted = Standardize.fit(numbers(10, 2, dtype=torch.float64))
+        assert fitted.forward(numbers(10, 2)).dtype == torch.float32
+        assert fitted.inverse(numbers(10, 2)).dtype == torch.float32
+        assert fitted.forward(torch.ones(10, 2, dtype=torch.int64)).dtype == torch.float64
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+    @pytest.mark.parametrize("shape", [(9,), (9, 3), (9, 2, 4, 4)])
+    def test_json_round_trip_is_exact(self, dtype, shape):
+        fitted = Standardize.fit(numbers(*shape, dtype=dtype) / 3.0)
+        back = Standardize.from_dict(json.loads(json.dumps(fitted.to_dict())))
+        assert back.mean.dtype == dtype
+        assert back.mean.shape == fitted.mean.shape
+        assert torch.equal(back.mean, fitted.mean)
+        assert torch.equal(back.std, fitted.std)
+
+    @pytest.mark.parametrize(
+        ("change", "match"),
+        [
+            ({"std": None}, "got no std"),
+            ({"dtype": "int64"}, "got 'int64'"),
+            ({"mean": [1.0]}, r"expected 2 numbers in mean for shape \(2,\), got 1"),
+        ],
+    )
+    def test_from_dict_refuses_what_to_dict_did_not_give(self, change, match):
+        values = Standardize.fit(numbers(9, 2)).to_dict() | change
+        values = {key: value for key, value in values.items() if value is not None}
+        with pytest.raises(ValueError, match=match):
+            Standardize.from_dict(values)
+
+    def test_bad_constants_are_refused(self):
+        with pytest.raises(ValueError, match="above 0"):
+            Standardize(torch.zeros(2), torch.tensor([1.0, 0.0]))
+        with pytest.raises(ValueError, match="finite"):
+            Standardize(torch.tensor([float("nan")]), torch.ones(1))
+        with pytest.raises(ValueError, match="one shape"):
+            Standardize(torch.zeros(2), torch.ones(3))
+        with pytest.raises(TypeError, match="floating"):
+            Standardize.fit(torch.arange(4))
+
+
+class TestData:
+    def test_shapes_and_outputs(self):
+        x = numbers(6, 1, 4, 4)
+        assert Data(x, numbers(6)).num_outputs == 1
+        assert Data(x, numbers(6, 3)).num_outputs == 3
+        labels = torch.tensor([0, 1, 2, 2, 1, 0])
+        assert Data(x, labels).num_outputs == 3
+        assert Data(x, labels, classes=("a", "b", "c", "d")).num_outputs == 4
+        assert Data(x, labels).in_shape == (1, 4, 4)
+        assert len(Data(x, labels)) == 6
+
+    def test_negative_classes_have_no_number_of_outputs(self):
+        with pytest.raises(ValueError, match="got -1"):
+            _ = Data(numbers(2, 1), torch.tensor([-1, 1])).num_outputs
+
+    def test_subset_keeps_the_order_asked_for_and_all_the_rest(self):
+        inputs = Standardize(torch.zeros(2), torch.ones(2))
+        data = Data(torch.arange(8.0).reshape(4, 2), torch.arange(4), "name", ("a", "b", "c", "d"), inputs)
+        part = data.subset([2, 0])
+        assert part.x.tolist() == [[4.0, 5.0], [0.0, 1.0]]
+        assert part.y.tolist() == [2, 0]
+        assert (part.name, part.num_outputs, part.inputs) == ("name", 4, inputs)
+        assert data.subset(torch.tensor([False, True, False, True])).y.tolist() == [1, 3]
+
+    @pytest.mark.parametrize("indices", [[], torch.zeros(4, dtype=torch.bool), torch.tensor(1)])
+    def test_subset_refuses_what_is_no_list_of_rows(self, indices):
+        with pytest.raises(ValueError, match="at least one row"):
+            Data(numbers(4, 2), numbers(4)).subset(indices)
+
+    def test_rows_must_agree_and_exist(self):
+        with pytest.raises(ValueError, match=r"as many rows in y as in x \(4\), got 3"):
+            Data(numbers(4, 2), numbers(3))
+        with pytest.raises(ValueError, match="at least one row"):
+            Data(torch.zeros(0, 2), torch.zeros(0))
+        with pytest.raises(ValueError, match="single number"):
+            Data(torch.tensor(1.0), torch.tensor(1.0))
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+    def test_what_is_not_finite_is_counted_and_located(self, bad):
+        x, y = numbers(6, 2), numbers(6)
+        x[4, 1] = x[3, 0] = x[4, 0] = bad
+        with pytest.raises(ValueError, match="in x, got 3 NaN or infinite, the first in row 3"):
+            Data(x, y)
+        y[5] = bad
+        with pytest.raises(ValueError, match="in y, got 1 NaN or infinite, the first in row 5"):
+            Data(numbers(6, 2), y)
+
+    def test_classes_and_target_must_go_with_y(self):
+        with pytest.raises(ValueError, match=r"from 0 to 1, .* got 0 to 2"):
+            Data(numbers(3, 1), torch.tensor([0, 1, 2]), classes=("a", "b"))
+        with pytest.raises(ValueError, match="integer y with classes"):
+            Data(numbers(3, 1), numbers(3), classes=("a", "b"))
+        with pytest.raises(ValueError, match="floating y with target"):
+            Data(numbers(2, 1), torch.tensor([0, 1]), target=Standardize(torch.zeros(()), torch.ones(())))
+
+    @pytest.mark.parametrize(
+        ("y", "dtype"),
+        [
+            (np.array([0, 1], dtype=np.uint8), torch.int64),
+            (np.array([True, False]), torch.int64),
+            ([0, 1], torch.int64),
+            (torch.tensor([True, False]), torch.int64),
+            (torch.tensor([0, 1], dtype=torch.int32), torch.int64),
+            (np.array([0.5, 1.5]), torch.float32),
+            ([0.5, 1.5], torch.float32),
+            (torch.tensor([0.5, 1.5], dtype=torch.float64), torch.float64),
+        ],
+    )
+    def test_of_converts_targets(self, y, dtype):
+        data = Data.of([[1.0], [2.0]], y)
+        assert data.y.dtype == dtype
+        assert data.y.tolist() == [float(v) for v in y]
+
+    def test_of_converts_inputs(self):
+        y = [0, 1]
+        assert Data.of(np.ones((2, 3)), y).x.dtype == torch.float32
+        assert Data.of(torch.ones(2, 3, dtype=torch.float64), y).x.dtype == torch.float64
+        assert Data.of(np.ones((2, 3), dtype=np.int32), y).x.dtype == torch.int32
+        assert Data.of(np.ones((2, 3), dtype=bool), y).x.dtype == torch.float32
+
+    def test_of_does_not_share_memory_with_the_array(self):
+        array = np.ones((2, 3), dtype=np.float32)
+        data = Data.of(array, [0, 1])
+        array[:] = 5.0
+        assert data.x.max() == 1.0
+
+    def test_of_refuses_strings(self):
+        with pytest.raises(TypeError, match=r"expected numbers in y, .* numpy.unique"):
+            Data.of(np.ones((2, 3)), ["cat", "dog"])
+
+
+class TestSplit:
+    def test_every_row_comes_once_in_its_order(self):
+        data = Data(torch.arange(101.0)[:, None], torch.arange(101.0))
+        rest, part = split(data, 0.25, seed=3)
+        assert (len(rest), len(part)) == (76, 25)
+        assert torch.equal(torch.cat([rest.y, part.y]).sort().values, data.y)
+        assert torch.equal(rest.y, rest.y.sort().values)
+        assert torch.equal(part.x[:, 0], part.y)
+
+    def test_the_seed_decides_and_the_global_state_is_left_alone(self):
+        data = Data(torch.arange(100.0)[:, None], torch.arange(100.0))
+        before = torch.random.get_rng_state()
+        first, again, other = (split(data, 0.3, seed=seed)[1].y for seed in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+        assert torch.equal(torch.random.get_rng_state(), before)
+
+    def test_stratified_gives_every_class_its_share_to_one_row(self):
+        y = torch.tensor([0] * 503 + [1] * 52 + [2] * 7)
+        data = Data(torch.arange(562.0)[:, None], y)
+        _, part = split(data, 0.2, seed=0)
+        share = torch.bincount(y) * (len(part) / len(data))
+        assert len(part) == round(0.2 * 562)
+        assert (torch.bincount(part.y, minlength=3) - share).abs().max() < 1.0
+
+    def test_rows_within_a_class_are_drawn_evenly(self):
+        data = Data(torch.arange(20.0)[:, None], torch.tensor([0] * 10 + [1] * 10))
+        count = torch.zeros(20)
+        for seed in range(400):
+            count[split(data, 0.3, seed=seed)[1].x[:, 0].long()] += 1
+        # Each row is drawn with probability 0.3: binomial sd sqrt(400 * 0.3 * 0.7) = 9.2.
+        assert (count - 120).abs().max() < 4 * 9.2
+
+    def test_no_class_is_missing_from_the_rest(self):
+        data = Data(torch.arange(40.0)[:, None], torch.tensor([0] * 30 + [1] * 5 + [2, 3, 4, 5, 6]))
+        for seed in range(20):
+            rest, _ = split(data, 0.3, seed=seed)
+            assert set(rest.y.tolist()) == set(range(7))
+
+    def test_no_side_is_empty(self):
+        data = Data(torch.arange(3.0)[:, None], torch.arange(3))
+        assert [len(side) for side in split(data, 0.01)] == [2, 1]
+        assert [len(side) for side in split(data, 0.99)] == [1, 2]
+
+    def test_unstratified_on_request(self):
+        data = Data(torch.arange(40.0)[:, None], torch.tensor([0] * 20 + [1] * 20))
+        sizes = {int(split(data, 0.5, seed=seed, stratify=False)[1].y.sum()) for seed in range(20)}
+        assert len(sizes) > 1
+        assert {int(split(data, 0.5, seed=seed)[1].y.sum()) for seed in range(20)} == {10}
+
+    @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+    def test_fraction_out_of_range_is_refused(self, fraction):
+        with pytest.raises(ValueError, match=r"fraction in \(0, 1\)"):
+            split(Data(numbers(4, 1), numbers(4)), fraction)
+
+    def test_what_cannot_be_split_is_refused(self):
+        with pytest.raises(ValueError, match="at least 2 rows"):
+            split(Data(numbers(1, 1), numbers(1)), 0.5)
+        with pytest.raises(ValueError, match="stratify=False"):
+            split(Data(numbers(4, 1), numbers(4)), 0.5, stratify=True)
+
+
+class TestStandardizeFunction:
+    def test_others_get_the_training_constants_and_y_stays(self):
+        train = Data(5.0 + 2.0 * numbers(50, 3), 100.0 * numbers(50))
+        test = Data(numbers(20, 3, seed=1), numbers(20, seed=1))
+        train_std, test_std = standardize(train, test)
+        mean, std = train.x.mean(0), train.x.std(0, correction=0)
+        torch.testing.assert_close(test_std.x, (test.x - mean) / std)
+        assert torch.equal(train_std.y, train.y)
+        assert test_std.target is train_std.target
+        torch.testing.assert_close(train_std.target.std, train.y.std(correction=0))
+        torch.testing.assert_close(train_std.inputs.inverse(train_std.x), train.x)
+
+    def test_classes_have_no_target_constants(self):
+        (train,) = standardize(Data(numbers(4, 2), torch.tensor([0, 1, 0, 1])))
+        assert train.target is None
+
+    def test_twice_is_refused(self):
+        (train,) = standardize(Data(numbers(4, 2), numbers(4)))
+        with pytest.raises(ValueError, match="standardised already"):
+            standardize(train)
+
+    def test_other_shapes_are_refused(self):
+        with pytest.raises(ValueError, match=r"inputs of shape \(2,\) .* got \(3,\)"):
+            standardize(Data(numbers(4, 2), numbers(4)), Data(numbers(4, 3), numbers(4)))
