@@ -1,0 +1,399 @@
+"""Proper scores and calibration of predictions: plain functions from tensors to python floats.
+
+Class probabilities are those of the predictive *mixture*, (batch, K), averaged over the draws of the posterior; two
+classes may come as the probability of class 1, (batch,). Everything is averaged over the batch in float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "accuracy",
+    "as_class_probs",
+    "brier",
+    "classification_table",
+    "confidence_bins",
+    "coverage",
+    "crps_samples",
+    "ece",
+    "nll",
+    "regression_table",
+    "rmse",
+]
+
+# Rows of half-precision softmax sums are off by about this much; logits are off by far more.
+_SUM_TOLERANCE = 1e-2
+
+
+def as_class_probs(probs: Tensor) -> Tensor:
+    """Class probabilities as (batch, K), whichever of the two accepted shapes they came in.
+
+    Parameters
+    ----------
+    probs : Tensor, (batch, K) or (batch,)
+        Probabilities of K >= 2 classes, or of class 1 of two.
+
+    Returns
+    -------
+    Tensor, (batch, K)
+        The same probabilities; (batch, 2) when `probs` was (batch,).
+
+    Raises
+    ------
+    ValueError
+        If the shape is another, the batch is empty, a value is outside [0, 1], or a row does not sum to 1.
+    """
+    if not probs.is_floating_point() or probs.ndim not in (1, 2) or (probs.ndim == 2 and probs.shape[1] < 2):
+        raise ValueError(
+            "probs must be floating, (batch, K) with K >= 2 or (batch,) for the probability of class 1; "
+            f"got {probs.dtype} {tuple(probs.shape)}: average over the draws first"
+        )
+    if len(probs) == 0:
+        raise ValueError(f"probs must have at least one row; got {tuple(probs.shape)}: pass a batch that is not empty")
+    low, high = float(probs.min()), float(probs.max())
+    if not (low >= 0.0 and high <= 1.0 + _SUM_TOLERANCE):  # written so that nan fails too
+        raise ValueError(f"probs must lie in [0, 1]; got values from {low:.3g} to {high:.3g}: apply softmax to logits")
+    if probs.ndim == 1:
+        return torch.stack([1 - probs, probs], dim=1).clamp(0, 1)
+    worst = float((probs.double().sum(1) - 1).abs().max())
+    if worst > _SUM_TOLERANCE:
+        raise ValueError(f"rows of probs must sum to 1; got a row that is off by {worst:.3g}: apply softmax to logits")
+    return probs
+
+
+def _labels(probs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Check, and return (batch, K) probabilities and (batch,) int64 classes on one device."""
+    probs = as_class_probs(probs)
+    batch, classes = probs.shape
+    if y.shape != (batch,):
+        raise ValueError(f"y must be ({batch},) to match probs; got {tuple(y.shape)}: pass one class per row")
+    labels = y.to(device=probs.device, dtype=torch.int64)
+    if y.is_floating_point() and not torch.equal(labels.to(y.dtype), y.to(probs.device)):
+        raise ValueError(f"y must hold whole class numbers; got {y.dtype} with fractions: pass classes, not targets")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(f"y must be in 0..{classes - 1} for {classes} classes; got {low}..{high}: check the labels")
+    return probs, labels
+
+
+def accuracy(probs: Tensor, y: Tensor) -> float:
+    """Share of rows whose most probable class is the true one; a tie goes to the lower class number.
+
+    Parameters
+    ----------
+    probs : Tensor, (batch, K) or (batch,)
+    y : Tensor, (batch,), int
+
+    Returns
+    -------
+    float in [0, 1]
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match, or the values are no probabilities or classes.
+    """
+    probs, y = _labels(probs, y)
+    return float((probs.argmax(1) == y).double().mean())
+
+
+def nll(probs: Tensor, y: Tensor) -> float:
+    """Mean negative log-likelihood, -mean_i log p_i[y_i], in nats per row (the log score).
+
+    A probability below `torch.finfo(probs.dtype).tiny` counts as `tiny`, so that one zero makes the score bad
+    (87.3 nats for that row in float32, 708.4 in float64) and not infinite.
+
+    Parameters
+    ----------
+    probs : Tensor, (batch, K) or (batch,)
+    y : Tensor, (batch,), int
+
+    Returns
+    -------
+    float, nats; lower is better.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match, or the values are no probabilities or classes.
+    """
+    probs, y = _labels(probs, y)
+    chosen = probs.gather(1, y[:, None])[:, 0]
+    return float(-chosen.clamp_min(torch.finfo(probs.dtype).tiny).double().log().mean())
+
+
+def brier(probs: Tensor, y: Tensor) -> float:
+    """Brier score, mean_i sum_k (p_i[k] - 1[y_i = k])^2, over all classes: from 0 to 2.
+
+    For two classes this is twice the one-column score that scikit-learn reports.
+
+    Parameters
+    ----------
+    probs : Tensor, (batch, K) or (batch,)
+    y : Tensor, (batch,), int
+
+    Returns
+    -------
+    float in [0, 2]; lower is better.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match, or the values are no probabilities or classes.
+
+    References
+    ----------
+    Brier (1950), Verification of forecasts expressed in terms of probability, Monthly Weather Review 78, eq. 2.
+    """
+    probs, y = _labels(probs, y)
+    target = torch.nn.functional.one_hot(y, probs.shape[1])
+    return float((probs.double() - target).square().sum(1).mean())
+
+
+def _binnable(probs: Tensor) -> Tensor:
+    # torchmetrics takes 1.0000001 for a logit (and softmaxes everything), and gives a confidence of exactly 1 a bin of
+    # its own. The largest float32 below 1 avoids both.
+    return probs.double().clamp(0.0, 1.0 - 2.0**-24).float()
+
+
+def confidence_bins(probs: Tensor, y: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
+    """Confidence and accuracy of the top class in equal-width bins of confidence: what `ece` adds up.
+
+    Parameters
+    ----------
+    probs : Tensor, (batch, K) or (batch,)
+    y : Tensor, (batch,), int
+    bins : int
+        Number of bins on [0, 1]; bin m is [m / bins, (m + 1) / bins), the last one is closed.
+
+    Returns
+    -------
+    confidence, accuracy, count : Tensor, (bins,), float64
+        Means over the rows of each bin (nan where it is empty) and its number of rows.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match, the values are no probabilities or classes, or `bins` is below 1.
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1; got {bins}: 15 is usual")
+    probs, y = _labels(probs, y)
+    top, predicted = _binnable(probs).max(1)
+    index = torch.bucketize(top, torch.linspace(0, 1, bins + 1, device=top.device), right=True) - 1
+    count = torch.bincount(index, minlength=bins).double()
+    confidence = torch.bincount(index, weights=top.double(), minlength=bins) / count
+    correct = torch.bincount(index, weights=(predicted == y).double(), minlength=bins) / count
+    return confidence, correct, count
+
+
+def ece(probs: Tensor, y: Tensor, bins: int = 15) -> float:
+    """Calibration error expected of the top class (ECE), sum_m (n_m / n) |accuracy_m - confidence_m|.
+
+    `torchmetrics.functional.classification.multiclass_calibration_error` with `norm="l1"`. It is biased upwards for
+    few rows per bin, and no proper score: a constant prediction of the class frequencies has 0.
+
+    Parameters
+    ----------
+    probs : Tensor, (batch, K) or (batch,)
+    y : Tensor, (batch,), int
+    bins : int
+        Number of equal-width bins of confidence.
+
+    Returns
+    -------
+    float in [0, 1]
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match, the values are no probabilities or classes, or `bins` is below 1.
+
+    References
+    ----------
+    Guo, Pleiss, Sun & Weinberger (2017), On calibration of modern neural networks, ICML, eq. 3.
+    """
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1; got {bins}: 15 is usual")
+    probs, y = _labels(probs, y)
+    value = multiclass_calibration_error(
+        _binnable(probs), y, num_classes=probs.shape[1], n_bins=bins, norm="l1", validate_args=False
+    )
+    return float(value)
+
+
+def _same_shape(y: Tensor, **others: Tensor) -> None:
+    """Refuse what broadcasting would accept: (batch, 1) against (batch,) is (batch, batch)."""
+    for name, other in others.items():
+        if other.shape != y.shape:
+            raise ValueError(
+                f"{name} must have the shape of y, {tuple(y.shape)}; got {tuple(other.shape)}: reshape one of them"
+            )
+    if y.numel() == 0:
+        raise ValueError(f"y must have at least one row; got {tuple(y.shape)}: pass a batch that is not empty")
+
+
+def rmse(mean: Tensor, y: Tensor) -> float:
+    """Root of the mean squared error, sqrt(mean_i (mean_i - y_i)^2), in the units of y.
+
+    Parameters
+    ----------
+    mean, y : Tensor, (batch, ...)
+
+    Returns
+    -------
+    float, units of y
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    _same_shape(y, mean=mean)
+    return float((mean.double() - y.double()).square().mean().sqrt())
+
+
+def coverage(lower: Tensor, upper: Tensor, y: Tensor) -> float:
+    """Share of targets inside their interval, lower <= y <= upper (both ends belong to it).
+
+    Parameters
+    ----------
+    lower, upper, y : Tensor, (batch, ...)
+
+    Returns
+    -------
+    float in [0, 1]; to be compared with the level of the interval.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    _same_shape(y, lower=lower, upper=upper)
+    return float(((lower <= y) & (y <= upper)).double().mean())
+
+
+def _check_samples(samples: Tensor, y: Tensor) -> None:
+    if samples.ndim != y.ndim + 1 or samples.shape[1:] != y.shape or len(samples) < 2 or y.numel() == 0:
+        raise ValueError(
+            f"samples must be (S,) + the shape of y, {tuple(y.shape)}, with S >= 2 and at least one row; "
+            f"got {tuple(samples.shape)}: put the draws of the predictive on the first axis"
+        )
+
+
+def crps_samples(samples: Tensor, y: Tensor) -> float:
+    """Continuous ranked probability score of an ensemble, unbiased in its size, in the units of y.
+
+    CRPS = E|X - y| - E|X - X'| / 2 with the second mean over distinct members ("fair"). Sorted, that is
+
+        mean_s |x_(s) - y| - sum_s (2 s - S - 1) x_(s) / (S (S - 1)),    s = 1..S,
+
+    in O(S log S) per row. One row's estimate can be negative; its expectation is the CRPS of the distribution that
+    the members were drawn from.
+
+    Parameters
+    ----------
+    samples : Tensor, (S, batch, ...)
+        Draws of the *target* (noise included), S >= 2.
+    y : Tensor, (batch, ...)
+
+    Returns
+    -------
+    float, units of y; lower is better.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match or there are fewer than two samples.
+
+    References
+    ----------
+    Gneiting & Raftery (2007), Strictly proper scoring rules, prediction, and estimation, JASA 102, eq. 20 and 21.
+    Ferro (2014), Fair scores for ensemble forecasts, QJRMS 140, for the division by S (S - 1).
+    """
+    _check_samples(samples, y)
+    # CRPS does not change when samples and target move together; near 0 the two terms cancel without losing digits.
+    ordered = (samples.double() - y.double()).sort(dim=0).values
+    size = len(ordered)
+    weight = 2.0 * torch.arange(1, size + 1, dtype=torch.float64, device=ordered.device) - size - 1
+    spread = torch.tensordot(weight, ordered, dims=1) / (size * (size - 1))
+    return float((ordered.abs().mean(0) - spread).mean())
+
+
+def classification_table(probs: Tensor, y: Tensor) -> dict[str, float]:
+    """All the scores of class probabilities: {"accuracy", "nll" (nats), "brier", "ece"}.
+
+    Parameters
+    ----------
+    probs : Tensor, (batch, K) or (batch,)
+    y : Tensor, (batch,), int
+
+    Returns
+    -------
+    dict of str to float
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match, or the values are no probabilities or classes.
+    """
+    return {"accuracy": accuracy(probs, y), "nll": nll(probs, y), "brier": brier(probs, y), "ece": ece(probs, y)}
+
+
+def regression_table(
+    samples: Tensor, y: Tensor, mean: Tensor | None = None, log_prob: Tensor | None = None, level: float = 0.9
+) -> dict[str, float]:
+    """All the scores of a predictive distribution that is known by its draws: {"rmse", "crps", "coverage"}, and "nll".
+
+    The central interval takes the order statistics at (S + 1) p (Hyndman & Fan 1996, definition 6): between those, a
+    further draw of the same distribution falls with probability `level`. Fewer than 2 / (1 - level) - 1 samples (19
+    at 0.9) cannot say so; the interval is then their whole range.
+
+    Parameters
+    ----------
+    samples : Tensor, (S, batch, ...)
+        Draws of the target (noise included), S >= 2.
+    y : Tensor, (batch, ...)
+    mean : Tensor, (batch, ...), optional
+        Predictive mean; the mean of the samples by default.
+    log_prob : Tensor, (batch,), optional
+        Log-density of y under the predictive mixture, nats; adds "nll", its negative mean.
+    level : float in (0, 1)
+        Of the central interval whose coverage is reported.
+
+    Returns
+    -------
+    dict of str to float
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match, there are fewer than two samples, or `level` is not in (0, 1).
+    """
+    _check_samples(samples, y)
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level must be in (0, 1); got {level}: 0.9 is the interval from 5 % to 95 %")
+    if log_prob is not None and log_prob.shape != y.shape[:1]:
+        raise ValueError(
+            f"log_prob must be one per row, {tuple(y.shape[:1])}; got {tuple(log_prob.shape)}: sum over the outputs"
+        )
+    ordered = samples.double().sort(dim=0).values
+
+    def order_statistic(p: float) -> Tensor:
+        position = min(max((len(ordered) + 1) * p, 1.0), float(len(ordered))) - 1.0
+        below = min(int(position), len(ordered) - 2)
+        return torch.lerp(ordered[below], ordered[below + 1], position - below)
+
+    lower, upper = order_statistic((1 - level) / 2), order_statistic((1 + level) / 2)
+    table = {
+        "rmse": rmse(ordered.mean(0) if mean is None else mean, y),
+        "crps": crps_samples(samples, y),
+        "coverage": coverage(lower, upper, y),
+    }
+    if log_prob is not None:
+        table["nll"] = float(-log_prob.double().mean())
+    return table
