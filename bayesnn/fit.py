@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -22,6 +23,7 @@ from bayesnn.source import Draws, Source
 from bayesnn.validation import score
 
 DEFAULT_BATCH = 64
+MOST_RECORDS = 500
 
 
 def fit(
@@ -56,7 +58,8 @@ def fit(
         otherwise (4 for samplers, 1 else). ``MAP()`` with ``chains=5`` is a deep ensemble.
     seed : of everything random. On the CPU the same seed gives the same bits (for the same number of threads), and a
         chain's draws do not depend on how many other chains there are.
-    validation : (x, y), Data, or a share of the rows of ``data`` to hold out. Scored after each epoch into the history.
+    validation : (x, y), Data, or a share of the rows of ``data`` to hold out. Scored after each epoch
+        (of more than 500 epochs: after 500 of them, evenly spaced) into the history.
     early_stopping : stop when the validation negative log likelihood has not improved for so many epochs, and go back
         to the best one. Not for samplers.
     init : where the chains start: ``"fresh"`` initial weights (each module's ``reset_parameters``; parameters that no
@@ -87,6 +90,8 @@ def fit(
             raise ValueError("Expected validation= with early_stopping, got none: hold out a share, validation=0.1.")
         if method.is_sampler:
             raise ValueError(f"Expected no early_stopping for {type(method).__name__}: a chain has no best epoch.")
+    if order not in get_args(Order):
+        raise unknown("order", order, get_args(Order))
     if not isinstance(init, Posterior) and init not in ("fresh", "net"):
         raise unknown("init", init, ("fresh", "net"))
     model = model.copy().to(device)
@@ -114,6 +119,8 @@ def fit(
             began = time.perf_counter()
             worker.run(task.batches(plan.batch_size, order, streams.shuffle), method)
             source = worker.result()
+            if worker.interrupted and sources and method.is_sampler and not worker.kept:
+                source = None  # it was still burning in: the chains before it are the answer
             if source is not None:
                 sources.append(source)
             history.extend(worker.history)
@@ -154,10 +161,13 @@ class _Chain:
         schedulers = [make_schedule(method.schedule, o, self.plan.steps) for o in self.state.optimizers]
         self._schedulers = [scheduler for scheduler in schedulers if scheduler is not None]
         try:
-            for epoch in range(self.plan.epochs):
+            for block in _blocks(self.plan.epochs):
                 began = time.perf_counter()
                 with isolated(self.state.streams.fence):
-                    loss = self._epoch(epoch, batches)
+                    for epoch in block:
+                        loss = self._epoch(epoch, batches)
+                        if self.diverged_at is not None:
+                            break
                 if self.diverged_at is not None:
                     warnings.warn(
                         f"Chain {self.number} stopped: its loss became NaN or infinite at step {self.diverged_at}; "
@@ -165,8 +175,8 @@ class _Chain:
                         stacklevel=3,
                     )
                     return
-                self._record(epoch, loss, time.perf_counter() - began)
-                if self._exhausted(epoch):
+                self._record(block[-1], loss, (time.perf_counter() - began) / len(block))
+                if self._exhausted(block[-1]):
                     return
         except KeyboardInterrupt:
             self.interrupted = True
@@ -180,6 +190,7 @@ class _Chain:
             self._steps += 1
             if not math.isfinite(value):
                 self.diverged_at = self._steps
+                self._drop_broken()
                 return value
             self.kept.extend(run.draw())
             for scheduler in self._schedulers:
@@ -212,8 +223,14 @@ class _Chain:
             self._best = (value, epoch, self.state.state_dict())
         return epoch - self._best[1] >= self.patience
 
+    def _drop_broken(self) -> None:
+        """The step that broke the chain may have been one to keep: its loss was that of the weights before it."""
+        while self.kept and not all(bool(torch.isfinite(value).all()) for value in self.kept[-1].values()):
+            self.kept.pop()
+
     def result(self) -> Source | None:
         """The chain's source: the distribution it ends in, or its draws; None where a NaN left nothing."""
+        self._drop_broken()
         if self._best is not None:
             self.state.load_state_dict(self._best[2])
         elif self.diverged_at is not None:
@@ -222,6 +239,15 @@ class _Chain:
         if source is not None:
             return source
         return Draws.stack(self.kept or self.state.snapshot())
+
+
+def _blocks(epochs: int) -> Iterator[range]:
+    """Epochs in at most MOST_RECORDS blocks, each of which ends in a row of the history.
+
+    Where an epoch is one step of a tiny net, validating and recording every one would cost more than the steps.
+    """
+    size = -(-epochs // MOST_RECORDS)
+    return (range(start, min(start + size, epochs)) for start in range(0, epochs, size))
 
 
 def _method(method: Method | type[Method] | str | None) -> Method:

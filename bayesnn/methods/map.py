@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from bayesnn.errors import positive, unknown
-from bayesnn.methods.base import Method, Plan, Run, Schedule, check_schedule, parameter_groups, prior_loss
+from bayesnn.methods.base import (
+    Method,
+    Plan,
+    Run,
+    Schedule,
+    check_schedule,
+    clear_gradients,
+    parameter_groups,
+    prior_loss,
+)
 from bayesnn.model import BayesianModel, State
 from bayesnn.rng import Streams
 from bayesnn.source import Draws, Source
@@ -65,19 +74,16 @@ class _MAPRun(Run):
         # The prior enters as L2 weight decay, added to the gradient: Adam (not AdamW) keeps the posterior's mode.
         groups, self._others = parameter_groups(model, plan.num_data)
         self._optimizer = method.make_optimizer(groups)
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizers = [self._optimizer]
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
-        self._optimizer.zero_grad()
+        clear_gradients(self._parameters)
         nll = -self.model.log_likelihood(x, y).mean()
         (nll + prior_loss(self.model, self._others, self.plan.num_data)).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self.gradient_evaluations += 1
         return nll.detach()
-
-    def end_epoch(self) -> dict[str, float]:
-        with torch.no_grad():
-            return {"log_prior": float(self.model.log_prior())}
 
     def snapshot(self) -> list[State]:
         return [self.model.state()]

@@ -16,6 +16,7 @@ from bayesnn.methods.base import (
     Run,
     Schedule,
     check_schedule,
+    clear_gradients,
     normalisation_layers,
     prior_loss,
     refuse_dropout,
@@ -116,13 +117,11 @@ class _MeanFieldRun(Run):
         assert mu_grad is not None and rho_grad is not None
         torch.exp(self._rho, out=self._sigma)
         total = torch.zeros((), dtype=self._mu.dtype, device=self._mu.device)
-        for p in self._free:
-            p.grad = None
+        clear_gradients(self._free)
         for s in range(S):
             self._eps.normal_(generator=self.streams.noise)
             torch.addcmul(self._mu, self._sigma, self._eps, out=self._weights.vector)
-            for p in self._weights.parameters.values():
-                p.grad = None
+            clear_gradients(self._weights.parameters.values())
             nll = -self.model.log_likelihood(x, y).mean()
             loss = nll + self._method.kl_weight * prior_loss(self.model, self._others, self.plan.num_data)
             (loss / S).backward()  # type: ignore[no-untyped-call]
@@ -150,7 +149,7 @@ class _MeanFieldRun(Run):
     def kl(self, draws: int = 16) -> float:
         """KL(q || p): closed where the prior is a zero-mean Normal, elsewhere its cross-entropy by Monte Carlo."""
         kl = -float((self._rho.double() + 0.5 * math.log(2 * math.pi * math.e)).sum())  # minus the entropy of q
-        precision = torch.as_tensor(self._precision, device=self._mu.device).expand_as(self._mu)
+        precision = torch.as_tensor(self._precision, dtype=self._mu.dtype, device=self._mu.device).expand_as(self._mu)
         normal = precision > 0
         second_moment = (2 * self._rho).exp() + self._mu.square()
         cross = second_moment * precision - torch.log(precision / (2 * math.pi))

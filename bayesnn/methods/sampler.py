@@ -18,13 +18,14 @@ from bayesnn.methods.base import (
     Run,
     Schedule,
     check_schedule,
+    clear_gradients,
     normalisation_layers,
     parameter_groups,
     prior_loss,
     refuse_dropout,
 )
 from bayesnn.model import BayesianModel, State
-from bayesnn.rng import Streams
+from bayesnn.rng import Streams, generator, isolated
 from bayesnn.source import Source
 
 
@@ -105,6 +106,7 @@ class _SamplerRun(Run):
         groups, self._others = parameter_groups(model, plan.num_data)
         self._sampler = method.make_optimizer(_cooled(groups), plan.num_data, streams.noise)
         self._climber = torch.optim.Adam([dict(group) for group in groups], lr=3e-3, fused=True)
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizers = [self._sampler]
         self._warm_steps = 0 if init is not None else math.ceil(method.warm_up * plan.steps)
         self._kept = method.kept_steps(plan.steps)
@@ -117,7 +119,7 @@ class _SamplerRun(Run):
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         optimizer = self._climber if self._step < self._warm_steps else self._sampler
-        optimizer.zero_grad()
+        clear_gradients(self._parameters)
         nll = -self.model.log_likelihood(x, y).mean()
         (nll + prior_loss(self.model, self._others, self.plan.num_data)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -127,10 +129,6 @@ class _SamplerRun(Run):
 
     def draw(self) -> list[State]:
         return self.snapshot() if self._step in self._kept else []
-
-    def end_epoch(self) -> dict[str, float]:
-        with torch.no_grad():
-            return {"log_prior": float(self.model.log_prior())}
 
     def snapshot(self) -> list[State]:
         if self._has_statistics:
@@ -161,7 +159,7 @@ def estimate_statistics(model: BayesianModel, batches: Any, most: int = 20) -> N
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # torch's cumulative average
-    with torch.no_grad():
+    with torch.no_grad(), isolated(generator(0)):  # a shuffling loader: the same batches for every draw
         for index, (x, _) in enumerate(batches.peek()):
             model.net(x)
             if index + 1 == most:

@@ -1,0 +1,101 @@
+"""Bayesian linear regression with known noise: many independent regressions on the same inputs at once.
+
+One ``nn.Linear(d, K)`` without bias under ``Normal(scale=sigma)`` is K regressions y_k = X w_k + noise. Each has
+
+    Lambda = X'X / sigma^2 + I / s^2,        m_k = Lambda^-1 X' y_k / sigma^2
+
+and U(w) = -log p(w, D) = (w - m)' Lambda (w - m) / 2 + const. The K columns are K chances to see a wrong variance.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+import bayesnn as bnn
+
+SIGMA, S, N, D, K = 0.7, 1.3, 40, 3, 50
+
+
+@dataclass
+class Problem:
+    """The data, the model and the posterior in closed form; float64 throughout."""
+
+    model: bnn.BayesianModel
+    x: torch.Tensor  # (N, D)
+    y: torch.Tensor  # (N, K)
+    precision: np.ndarray  # Lambda (D, D)
+    mean: np.ndarray  # (K, D)
+
+
+def problem(columns: int = K, prior: object = None) -> Problem:
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    x[:, 1] += 0.6 * x[:, 0]  # correlated inputs: a posterior that is not a multiple of the identity
+    w = torch.randn(D, columns, generator=generator, dtype=torch.float64)
+    y = x @ w + SIGMA * torch.randn(N, columns, generator=generator, dtype=torch.float64)
+    net = nn.Linear(D, columns, bias=False)
+    likelihood = bnn.likelihoods.Normal(scale=SIGMA)
+    model = bnn.BayesianModel(net, prior or bnn.priors.Normal(S), likelihood).double()
+    precision = x.T @ x / SIGMA**2 + torch.eye(D) / S**2
+    mean = torch.linalg.solve(precision, x.T @ y / SIGMA**2).T
+    return Problem(model, x, y, precision.numpy(), mean.numpy())
+
+
+def exact_covariance(case: Problem, h: float, temperature: float = 1.0) -> np.ndarray:
+    """Stationary covariance (D, D) of SGLD with exact gradients.
+
+    delta' = A delta + sqrt(2 h T) xi, A = I - h Lambda, has V = A V A + 2 h T I. All commute:
+    V = 2 h T (I - A^2)^-1 = T Lambda^-1 (I - h Lambda / 2)^-1.
+    """
+    identity = np.eye(D)
+    return temperature * np.linalg.inv(case.precision @ (identity - h * case.precision / 2))
+
+
+def iid_covariance(case: Problem, h: float, batch: int, temperature: float = 1.0) -> np.ndarray:
+    """Stationary covariances (K, D, D) of SGLD with minibatches of ``batch`` rows drawn with replacement.
+
+    With h_i = N x_i x_i' / sigma^2 + I / s^2, H_B = mean of h_i over the batch and g_B(m) the minibatch gradient of U at
+    the mode, delta' = (I - h H_B) delta - h g_B(m) + sqrt(2 h T) xi. delta is independent of the batch and has mean 0 in
+    the stationary law, as has g_B(m), so the cross terms vanish:
+
+        V = E[A V A'] + h^2 Cov(g_B(m)) + 2 h T I,     A = I - h H_B
+        E[A V A'] = (I - h Lambda) V (I - h Lambda) + h^2 / B * (E_i[h_i V h_i] - Lambda V Lambda)
+        Cov(g_B(m)) = 1 / B * E_i[g_i g_i'],           g_i = N x_i (x_i'm - y_i) / sigma^2 + m / s^2
+
+    a linear system in V, solved by its vectorisation: vec(P V Q) = (P kron Q') vec(V) with rows first.
+    """
+    x, y = case.x.numpy(), case.y.numpy()
+    identity = np.eye(D)
+    h_i = N * x[:, :, None] * x[:, None, :] / SIGMA**2 + identity / S**2
+    a = identity - h * case.precision
+    mean_square = np.mean([np.kron(one, one) for one in h_i], axis=0)
+    transition = np.kron(a, a) + h**2 / batch * (mean_square - np.kron(case.precision, case.precision))
+    covariances = []
+    for k, m in enumerate(case.mean):
+        g_i = N * x * (x @ m - y[:, k])[:, None] / SIGMA**2 + m / S**2
+        source = h**2 / batch * (g_i.T @ g_i / N) + 2 * h * temperature * identity
+        solution = np.linalg.solve(np.eye(D * D) - transition, source.ravel())
+        covariances.append(solution.reshape(D, D))
+    return np.stack(covariances)
+
+
+def draws_of(posterior: bnn.Posterior) -> np.ndarray:
+    """Weights (draw, K, D) of the first chain."""
+    return posterior.sources[0].tensors()["net.weight"].numpy()
+
+
+def second_moment(draws: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """A series (draw,): mean over regressions of (w - m)' V^-1 (w - m) / D, whose expectation is 1 if V is right."""
+    inverse = np.linalg.inv(np.broadcast_to(covariance, (len(mean), D, D)))
+    delta = draws - mean
+    return np.einsum("tkd,kde,tke->tk", delta, inverse, delta).mean(1) / D
+
+
+def assert_one(series: np.ndarray) -> None:
+    """The mean of a correlated series is 1 within 4 Monte-Carlo standard errors, effective draws counted."""
+    effective = float(bnn.diagnostics.ess(series[None], kind="mean"))
+    error = series.std() / np.sqrt(effective)
+    assert error < 0.05, f"{effective:.0f} effective draws are too few to see a variance that is off by 20 %"
+    assert abs(series.mean() - 1) < 4 * error, f"{series.mean():.4f} +- {error:.4f} instead of 1"

@@ -1,0 +1,143 @@
+"""The log joint in torch against Pyro's trace of the same model."""
+
+import copy
+
+import pyro
+import pyro.poutine as poutine
+import pytest
+import torch
+from torch import nn
+
+import bayesnn as bnn
+
+N = 50  # rows of the whole data; the batches here are parts of it
+
+
+class SharedWeights(nn.Module):
+    """One linear layer used twice, and its weight tied to another's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = nn.Linear(4, 4)
+        self.tied = nn.Linear(4, 4)
+        self.tied.weight = self.twice.weight
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.tied(torch.tanh(self.twice(torch.tanh(self.twice(x)))))))
+
+
+class BareParameter(nn.Module):
+    """A net whose weights belong to no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.randn(4, generator=torch.Generator().manual_seed(1)))
+        self.offset = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.slope + self.offset).unsqueeze(-1)
+
+
+def _case(name: str) -> tuple[bnn.BayesianModel, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(7, 4, generator=generator, dtype=torch.float64)
+    classes = torch.randint(3, (7,), generator=generator)
+    real = torch.randn(7, generator=generator, dtype=torch.float64)
+    priors, likelihoods = bnn.priors, bnn.likelihoods
+    if name == "mlp":
+        net, prior, likelihood, y = bnn.nets.MLP(4, (5, 5), 3), priors.StudentT(4.0), likelihoods.Categorical(), classes
+    elif name == "mlp-noise":
+        net, prior, likelihood, y = bnn.nets.MLP(4, (5,), 1), priors.Layerwise("kaiming"), likelihoods.Normal(), real
+    elif name == "mlp-mixture":
+        net, prior, likelihood, y = bnn.nets.MLP(4, (5,), 1), priors.ScaleMixture(), likelihoods.StudentT(), real
+    elif name == "cnn":
+        x = torch.randn(7, 2, 8, 8, generator=generator, dtype=torch.float64)
+        net = bnn.nets.ConvNet((2, 8, 8), 3, channels=(3,), dense=(6,))
+        prior, likelihood, y = priors.Laplace(0.5), likelihoods.Categorical(), classes
+    elif name == "shared":
+        net, prior, likelihood, y = SharedWeights(), priors.Normal(2.0), likelihoods.Categorical(), classes
+    else:
+        net, prior, likelihood, y = BareParameter(), priors.Normal(0.7), likelihoods.Laplace(), real
+    return bnn.BayesianModel(net, prior, likelihood).double(), x, y
+
+
+CASES = ("mlp", "mlp-noise", "mlp-mixture", "cnn", "shared", "bare")
+
+
+def _pyro_log_joint(model: bnn.BayesianModel, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, dict]:
+    weights = {name: p.detach().clone().requires_grad_() for name, p in model.bayesian_parameters().items()}
+    conditioned = poutine.condition(model.pyro_model, data=weights)
+    log_joint = poutine.trace(conditioned).get_trace(x, y, num_data=N).log_prob_sum()
+    log_joint.backward()
+    return log_joint.detach(), {name: w.grad for name, w in weights.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_log_joint_and_gradient_equal_pyros(name: str) -> None:
+    model, x, y = _case(name)
+    expected, gradients = _pyro_log_joint(model, x, y)
+
+    log_joint = model.log_joint(x, y, num_data=N)
+    log_joint.backward()
+
+    torch.testing.assert_close(log_joint.detach(), expected, rtol=1e-9, atol=0)
+    assert set(gradients) == set(model.log_priors)
+    for key, parameter in model.bayesian_parameters().items():
+        torch.testing.assert_close(parameter.grad, gradients[key], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_leaving_out_any_one_prior_breaks_the_equality(name: str) -> None:
+    model, x, y = _case(name)
+    expected, _ = _pyro_log_joint(model, x, y)
+    for left_out in list(model.log_priors):
+        mutant = model.copy()
+        del mutant.log_priors[left_out]
+        with pytest.raises(AssertionError):
+            torch.testing.assert_close(mutant.log_joint(x, y, num_data=N).detach(), expected, rtol=1e-9, atol=0)
+
+
+def test_every_trainable_parameter_has_a_prior_once() -> None:
+    model, _, _ = _case("shared")
+    names = [name for name, _ in model.net.named_parameters()]
+    assert sorted(model.log_priors) == sorted(f"net.{name}" for name in names)
+    assert "net.tied.weight" not in model.log_priors  # the tied weight is one weight: one prior
+
+
+def test_the_batchs_likelihood_is_scaled_to_the_data_set() -> None:
+    model, x, y = _case("mlp")
+    whole = model.log_joint(x, y)
+    scaled = model.log_joint(x, y, num_data=70)
+    torch.testing.assert_close(scaled - model.log_prior(), 10 * (whole - model.log_prior()), rtol=1e-12, atol=0)
+
+
+def test_pyro_samples_targets_and_keeps_no_global_parameters() -> None:
+    model, x, _ = _case("mlp-noise")
+    pyro.clear_param_store()
+    before = copy.deepcopy(model.state_dict())
+    samples = [model.pyro_model(x) for _ in range(2)]
+    assert samples[0].shape == (7,)
+    assert not torch.equal(samples[0], samples[1])
+    assert not list(pyro.get_param_store())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_frozen_and_deterministic_parameters_have_no_prior() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    net[0].weight.requires_grad_(False)
+    model = bnn.BayesianModel(net, bnn.priors.ByName({"2.bias": None}), bnn.likelihoods.Categorical())
+    assert sorted(model.log_priors) == ["net.0.bias", "net.2.weight"]
+    assert model.deterministic == ["net.1.weight", "net.1.bias", "net.2.bias"]
+
+
+def test_a_prior_of_the_wrong_shape_is_refused_in_one_line() -> None:
+    import pyro.distributions as dist
+
+    with pytest.raises(ValueError, match=r"event shape \(3, 4\), got \(\)"):
+        bnn.BayesianModel(nn.Linear(4, 3), lambda name, p, m: dist.Normal(0.0, 1.0), bnn.likelihoods.Categorical())
+
+
+def test_moving_the_model_moves_its_priors() -> None:
+    model = bnn.BayesianModel(nn.Linear(4, 3), bnn.priors.Normal(), bnn.likelihoods.Categorical()).double()
+    assert model.log_prior().dtype == torch.float64
