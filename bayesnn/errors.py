@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class DivergedError(RuntimeError):
@@ -13,27 +14,33 @@ class DivergedError(RuntimeError):
 def unknown(kind: str, got: object, known: Iterable[str]) -> ValueError:
     """The error for a name that nobody knows, with the nearest one that is known."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(got).lower(), known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(str(got).lower(), by_lower, n=1, cutoff=0.4)
+    hint = f"did you mean {by_lower[near[0]]!r}? " if near else ""
     return ValueError(f"Unknown {kind} {got!r}: {hint}Known: {', '.join(known)}.")
 
 
-def positive(name: str, value: float) -> float:
+def positive(name: str, value: Any) -> float:
     """``value`` if it is a finite number > 0, else a ValueError that names it."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
         raise ValueError(f"Expected {name} > 0 and finite, got {value!r}: give a positive number.")
     return value
 
 
-def fraction(name: str, value: float) -> float:
+def fraction(name: str, value: Any) -> float:
     """``value`` if it lies in [0, 1), else a ValueError that names it."""
     if not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise ValueError(f"Expected {name} in [0, 1), got {value!r}: it is a share, not a count.")
     return value
 
 
-def at_least(name: str, value: int, least: int) -> int:
+def at_least(name: str, value: Any, least: int) -> int:
     """``value`` if it is an integer >= ``least``, else a ValueError that names it."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"Expected {name} to be an integer >= {least}, got {value!r}.")
     return value
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, or its name where it says nothing: to quote in an error of ours."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

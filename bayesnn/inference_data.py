@@ -34,7 +34,7 @@ def to_arviz(posterior: Posterior, data: tuple[Any, Any] | None, weights: bool, 
         "posterior_predictive": {"y": by_chain(_replicates(predictive))},
         "log_likelihood": {"y": by_chain(log_likelihood)},
         "sample_stats": {"lp": by_chain(_log_prior(posterior, states) + log_likelihood.double().sum(1).cpu())},
-        "observed_data": {"y": np.asarray(y)},
+        "observed_data": {"y": predictive._targets(y).cpu().numpy()},  # shaped as the replicates are
     }
     if weights:
         kept = [chain[len(chain) - shortest :] for chain in states]
@@ -75,4 +75,5 @@ def _from_groups(groups: dict[str, dict[str, Any]]) -> Any:
     if int(az.__version__.split(".")[0]) >= 1:
         # On 0.x this call succeeds as well, and puts every group into `posterior`.
         return az.from_dict(groups)
-    return az.from_dict(**groups)
+    by_name: dict[str, Any] = groups
+    return az.from_dict(**by_name)

@@ -158,13 +158,13 @@ class Posterior:
 
     def _inputs(self, x: Any) -> Tensor:
         reference = next(iter(self.model.parameters()))
-        x = torch.as_tensor(x)
-        x = x.to(reference) if x.is_floating_point() else x.to(reference.device)
-        if len(x) == 0:
-            raise ValueError(f"Expected at least one input, got shape {tuple(x.shape)}.")
-        if x.is_floating_point() and not torch.isfinite(x).all():
+        inputs: Tensor = torch.as_tensor(x)
+        inputs = inputs.to(reference) if inputs.is_floating_point() else inputs.to(reference.device)
+        if inputs.dim() == 0 or len(inputs) == 0:
+            raise ValueError(f"Expected at least one input, (batch, ...), got shape {tuple(inputs.shape)}: give rows.")
+        if inputs.is_floating_point() and not torch.isfinite(inputs).all():
             raise ValueError("Expected finite inputs, got NaN or infinity: clean them first.")
-        return x
+        return inputs
 
 
 def _iterate(source: Source, count: int, seed: int, chain: int, device: torch.device) -> Iterator[State]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from bayesnn.errors import at_least
+from bayesnn.errors import at_least, first_line
 from bayesnn.likelihoods.base import Params
 from bayesnn.model import BayesianModel, State
 from bayesnn.rng import generator, isolated
@@ -55,6 +55,7 @@ class Predictive:
         self._target, self._batch_size = target, at_least("batch_size", batch_size, 1)
         self._block: Params | None = None
         self._summary: dict[str, Tensor] = {}
+        self._no_uncertainty: ValueError | None = None
 
     @property
     def num_draws(self) -> int:
@@ -72,12 +73,12 @@ class Predictive:
     @property
     def aleatoric(self) -> Tensor:
         """Expected entropy (nats) or expected noise variance, (batch, ...): what more data would not remove."""
-        return self._summarise()["aleatoric"]
+        return self._uncertainty("aleatoric")
 
     @property
     def epistemic(self) -> Tensor:
         """Mutual information of target and weights (nats), or variance of the conditional mean, (batch, ...)."""
-        return self._summarise()["epistemic"]
+        return self._uncertainty("epistemic")
 
     @property
     def total(self) -> Tensor:
@@ -107,17 +108,17 @@ class Predictive:
         ------
         ValueError : ``y`` has another number of rows, shape or dtype than this likelihood takes.
         """
-        per_draw = self.log_likelihood(y)
-        return torch.logsumexp(per_draw, 0) - math.log(self.num_draws)
+        return torch.cat([torch.logsumexp(part, 0) for part in self._log_likelihoods(y)]) - math.log(self.num_draws)
 
     def log_likelihood(self, y: Any) -> Tensor:
-        """log p(y_i | x_i, w_s) of each draw, (draws of all chains, batch), in nats."""
+        """log p(y_i | x_i, w_s) of each draw, (draws of all chains, batch), in nats. Grows with draws times inputs."""
+        return torch.cat(list(self._log_likelihoods(y)), dim=1)
+
+    def _log_likelihoods(self, y: Any) -> Iterator[Tensor]:
+        """The log likelihood of each draw, block after block of inputs, each (draw, row)."""
         targets = self._targets(y)
-        parts = [
-            _sum_events(self._model.likelihood.elementwise_log_prob(params, targets[rows]))
-            for rows, params in self._blocks()
-        ]
-        return torch.cat(parts, dim=1)
+        for rows, params in self._blocks():
+            yield _sum_events(self._model.likelihood.elementwise_log_prob(params, targets[rows]))
 
     def quantile(self, q: float | Sequence[float], noise: bool = True) -> Tensor:
         """Quantiles, (len(q), batch, ...), or (batch, ...) for one number.
@@ -128,7 +129,7 @@ class Predictive:
         noise : of the target itself (the mixture's), or, if False, of its conditional mean over the draws. For classes
             the quantiles are always those of the class probabilities over the draws.
         """
-        levels = [q] if isinstance(q, (int, float)) else list(q)
+        levels: list[float] = np.atleast_1d(q).tolist()
         if not all(0 < level < 1 for level in levels):
             raise ValueError(f"Expected quantile levels in (0, 1), got {q!r}.")
         parts = []
@@ -140,7 +141,7 @@ class Predictive:
                 means = likelihood.mean(params)  # numpy: torch.quantile refuses more than 2^24 numbers
                 parts.append(torch.as_tensor(np.quantile(means.cpu().numpy(), levels, axis=0)).to(means))
         quantiles = torch.cat(parts, dim=1)
-        return quantiles[0] if isinstance(q, (int, float)) else quantiles
+        return quantiles[0] if np.ndim(q) == 0 else quantiles
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """``n`` samples of the targets, (n, batch, ...), each of one draw for all inputs: coherent functions."""
@@ -158,24 +159,46 @@ class Predictive:
         if not self._summary:
             likelihood, parts = self._model.likelihood, []
             for _, params in self._blocks():
-                aleatoric, epistemic = likelihood.uncertainty(params)
-                mean = likelihood.mean(params).mean(0)
-                parts.append({"mean": mean, "aleatoric": aleatoric.to(mean), "epistemic": epistemic.to(mean)})
-            self._summary = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+                part = {"mean": likelihood.mean(params).mean(0)}
+                try:
+                    aleatoric, epistemic = likelihood.uncertainty(params)
+                except ValueError as error:
+                    # A mixture without a variance may have a mean: the error is raised when the variance is asked for.
+                    self._no_uncertainty = error
+                else:
+                    part |= {"aleatoric": aleatoric.to(part["mean"]), "epistemic": epistemic.to(part["mean"])}
+                parts.append(part)
+            shared = set(parts[0]).intersection(*parts)
+            self._summary = {key: torch.cat([part[key] for part in parts]) for key in shared}
         return self._summary
 
+    def _uncertainty(self, part: str) -> Tensor:
+        summary = self._summarise()
+        if self._no_uncertainty is not None:
+            raise self._no_uncertainty
+        return summary[part]
+
     def _targets(self, y: Any) -> Tensor:
-        y = torch.as_tensor(y)
-        if len(y) != len(self._x):
-            raise ValueError(f"Expected targets for {len(self._x)} inputs, got {len(y)}: give one target an input.")
+        targets: Tensor = torch.as_tensor(y)
+        if len(targets) != len(self._x):
+            raise ValueError(f"Expected targets for {len(self._x)} inputs, got {len(targets)}: give each its target.")
         reference = next(iter(self._model.parameters()))
-        y = y.to(reference) if y.is_floating_point() else y.to(reference.device)
-        return self._model.likelihood.check_targets(y, self._num_outputs())
+        targets = targets.to(reference) if targets.is_floating_point() else targets.to(reference.device)
+        outputs = self._first_outputs()
+        targets = self._model.likelihood.check_targets(targets, 1 if outputs.dim() == 1 else outputs.shape[1])
+        return targets.to(reference) if targets.is_floating_point() else targets
 
     @torch.no_grad()
-    def _num_outputs(self) -> int:
-        outputs = self._model.net(self._x[:1])
-        return 1 if outputs.dim() == 1 else int(outputs.shape[1])
+    def _first_outputs(self) -> Tensor:
+        """The net's outputs for the first input: their form, and whether the net takes such inputs."""
+        try:
+            outputs: Tensor = self._model.net(self._x[:1])
+        except (RuntimeError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"Expected inputs of the shape that the net was fitted to, got {tuple(self._x.shape)} and "
+                f"{self._x.dtype}: {first_line(error)}"
+            ) from error
+        return outputs
 
     def _refuse_classes(self, what: str) -> None:
         if self._model.likelihood.kind == "classes":
@@ -224,7 +247,8 @@ class Predictive:
     @torch.no_grad()
     def _block_rows(self) -> int:
         """Inputs whose outputs over all draws fill at most BLOCK_BYTES."""
-        per_input = sum(value.element_size() * value[:1].numel() for value in self._model(self._x[:1]).values())
+        params = self._model.likelihood.params(self._first_outputs())
+        per_input = sum(value.element_size() * value.numel() for value in params.values())
         return max(1, BLOCK_BYTES // (max(per_input, 1) * self.num_draws))
 
     @torch.no_grad()

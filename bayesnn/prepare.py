@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bayesnn import data as bd
 from bayesnn.data.batches import Batches, Loader, Order
+from bayesnn.errors import first_line
 from bayesnn.model import BayesianModel
 from bayesnn.rng import generator, isolated
 
@@ -56,12 +57,13 @@ def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | No
         isinstance(data, Iterable) and not isinstance(data, (bd.Data, tuple, list, dict, Tensor))
     ):
         loader = data if isinstance(data, Loader) else Loader(data, num_data)
-        x, y = next(iter(loader.peek()))
-        _, outputs = _check(model, *on_device(model, x, y))
-        held_out = _as_data(validation) if validation is not None else None
         if isinstance(validation, float):
             raise ValueError("Expected validation=(x, y) beside a loader, got a share: a loader cannot be split.")
-        return Task(None, None, loader, _placed(held_out, model), None, loader.num_data, outputs)
+        with isolated(generator(seed)):  # a DataLoader takes a seed from torch's global generator
+            x, y = next(iter(loader.peek()))
+        _, outputs = _check(model, *on_device(model, x, y))
+        held_out = _checked_validation(model, _as_data(validation)) if validation is not None else None
+        return Task(None, None, loader, held_out, None, loader.num_data, outputs)
 
     train = _as_data(data)
     if num_data is not None:
@@ -77,9 +79,20 @@ def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | No
             "drop the data's target= transform, or use a location-scale likelihood such as Normal()."
         )
     placed = _placed(train, model)
-    assert placed is not None
     y, outputs = _check(model, placed.x, placed.target.forward(placed.y) if placed.target is not None else placed.y)
-    return Task(placed.x, y, None, _placed(held_out, model), train.target, len(train), outputs)
+    if held_out is not None:
+        held_out = _checked_validation(model, held_out)
+    return Task(placed.x, y, None, held_out, train.target, len(train), outputs)
+
+
+def _checked_validation(model: BayesianModel, held_out: bd.Data) -> bd.Data:
+    """The validation part on the model's device; its faults show now and not after the first epoch."""
+    placed = _placed(held_out, model)
+    try:
+        _check(model, placed.x, placed.y)
+    except ValueError as error:
+        raise ValueError(f"In the validation part: {error}") from error
+    return placed
 
 
 def _as_data(data: Any) -> bd.Data:
@@ -92,9 +105,7 @@ def _as_data(data: Any) -> bd.Data:
     )
 
 
-def _placed(data: bd.Data | None, model: BayesianModel) -> bd.Data | None:
-    if data is None:
-        return None
+def _placed(data: bd.Data, model: BayesianModel) -> bd.Data:
     x, y = on_device(model, data.x, data.y)
     return bd.Data(x, y, data.name, data.classes, data.inputs, data.target)
 
@@ -115,7 +126,7 @@ def _check(model: BayesianModel, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
             dtype = next(iter(model.parameters())).dtype
             raise ValueError(
                 f"Expected a net that takes inputs of shape (batch, {', '.join(map(str, x.shape[1:]))}) and {x.dtype}, "
-                f"got from the net (its weights are {dtype}): {str(error).splitlines()[0]}"
+                f"got from the net (its weights are {dtype}): {first_line(error)}"
             ) from error
     if not isinstance(outputs, Tensor) or outputs.dim() not in (1, 2) or len(outputs) != len(rows):
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
@@ -123,4 +134,5 @@ def _check(model: BayesianModel, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
             f"Expected a net with outputs of shape (batch, outputs) = ({len(rows)}, ...), got {got}: flatten its outputs."
         )
     width = 1 if outputs.dim() == 1 else int(outputs.shape[1])
-    return model.likelihood.check_targets(y, width), width
+    (targets,) = on_device(model, model.likelihood.check_targets(y, width))
+    return targets, width

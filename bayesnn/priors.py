@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -46,9 +46,11 @@ class Prior(ABC):
         """The distribution of ``parameter`` (event shape = its shape), or None for a deterministic one."""
 
     def config(self) -> dict[str, Any]:
-        """The prior as JSON: ``from_config(prior.config())`` gives an equal one."""
-        assert is_dataclass(self)
-        return {"kind": type(self).__name__, **asdict(self)}
+        """The prior as JSON: ``from_config(prior.config())`` gives an equal one; a user's own is a name only."""
+        if type(self) not in _KINDS.values():
+            return {"kind": "custom", "name": repr(self)}
+        fields: Any = self  # a dataclass, as all of _KINDS are
+        return {"kind": type(self).__name__, **asdict(fields)}
 
 
 def _scalar(value: float, parameter: Tensor) -> Tensor:
@@ -81,8 +83,12 @@ def _fans(parameter: Tensor, module: nn.Module) -> tuple[float, float]:
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         # A transposed convolution stores (in, out / groups, *kernel): the axes change places.
         return parameter.shape[0] / module.groups * receptive, parameter.shape[1] * receptive
-    return parameter.shape[1] * receptive, parameter.shape[0] * receptive
+    groups = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
+    return parameter.shape[1] * receptive, parameter.shape[0] / groups * receptive
 
+
+# Every output of these is wired to one weight of a kind, whatever the number of axes: there is no fan-in to scale by.
+_NO_FAN = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 _LAYER_VARIANCE: dict[str, Callable[[float, float], float]] = {
     "fan-in": lambda fan_in, fan_out: 1.0 / fan_in,
@@ -97,7 +103,7 @@ class Layerwise(Prior):
 
     ``rule="fan-in"``: v = 1 / fan_in (Neal 1996: finite variance in the limit of wide layers);
     ``"kaiming"``: v = 2 / fan_in (He et al. 2015, eq. 10); ``"xavier"``: v = 2 / (fan_in + fan_out) (Glorot &
-    Bengio 2010, eq. 16). Parameters with fewer than two axes (biases, norms) and embeddings ~ Normal(0, bias_scale^2).
+    Bengio 2010, eq. 16). Parameters with fewer than two axes (biases), norms and embeddings ~ Normal(0, bias_scale^2).
     """
 
     rule: str = "fan-in"
@@ -111,7 +117,7 @@ class Layerwise(Prior):
         positive("bias_scale", self.bias_scale)
 
     def distribution(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
-        if parameter.dim() < 2 or isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        if parameter.dim() < 2 or isinstance(module, _NO_FAN):
             scale = self.bias_scale
         else:
             scale = self.gain * math.sqrt(_LAYER_VARIANCE[self.rule](*_fans(parameter, module)))

@@ -88,7 +88,8 @@ class NormalSource(Source):
 
     def __init__(self, loc: State, log_sd: State) -> None:
         self.loc, self.log_sd = loc, log_sd
-        self._sd = {name: value.exp() for name, value in log_sd.items()}
+        # Sorted: the noise of a draw goes by name, and is the same after a file has put the names in another order.
+        self._sd = {name: log_sd[name].exp() for name in sorted(log_sd)}
 
     def states(self, n: int | None, generator: torch.Generator) -> Iterator[State]:
         if n is None:

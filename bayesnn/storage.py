@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bayesnn import likelihoods, priors
 from bayesnn.data import Standardize
+from bayesnn.errors import first_line
 from bayesnn.model import BayesianModel
 from bayesnn.posterior import Posterior
-from bayesnn.source import SOURCES
+from bayesnn.source import SOURCES, Source
 
 VERSION = 1
+_SAME = "give the architecture that was saved."
+_KEYS = ("dtype", "chains", "prior", "likelihood", "num_data", "target", "info", "history")
 
 
 def save(posterior: Posterior, path: Path) -> None:
@@ -23,16 +26,15 @@ def save(posterior: Posterior, path: Path) -> None:
     from safetensors.torch import save_file
 
     path.mkdir(parents=True, exist_ok=True)
+    (path / "manifest.json").unlink(missing_ok=True)  # of a posterior saved here before: its files are about to go
     files = []
     for chain, source in enumerate(posterior.sources):
         files.append({"file": f"chain-{chain}.safetensors", "kind": source.kind})
         save_file({k: v.contiguous() for k, v in source.tensors().items()}, path / files[-1]["file"])
     model = posterior.model
     # Constants of the net (frozen parameters, fixed buffers) belong to the answer as much as the draws do.
-    drawn = {name for name, p in model.named_parameters() if name in _drawn(posterior)}
-    constants = {
-        name: tensor.contiguous().clone() for name, tensor in model.state_dict().items() if name not in drawn
-    }
+    drawn = posterior.sources[0].last().keys() & dict(model.named_parameters()).keys()
+    constants = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items() if name not in drawn}
     save_file(constants, path / "constants.safetensors")
     manifest = {
         "format": "bayesnn-posterior",
@@ -49,44 +51,91 @@ def save(posterior: Posterior, path: Path) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
-def _drawn(posterior: Posterior) -> set[str]:
-    return set(posterior.sources[0].last())
-
-
 def load(path: Path, net: nn.Module, prior: Any = None, likelihood: Any = None) -> Posterior:
     """Read what :func:`save` wrote.
 
     Raises
     ------
     FileNotFoundError : no manifest there.
-    ValueError : another format or version, or a net of another architecture.
+    ValueError : another format or version, a damaged file, or a net of another architecture.
     """
-    from safetensors.torch import load_file
-
-    if not (path / "manifest.json").is_file():
-        raise FileNotFoundError(f"Expected a posterior saved by posterior.save() in {path}, found no manifest.json there.")
-    manifest = json.loads((path / "manifest.json").read_text())
-    if manifest.get("format") != "bayesnn-posterior" or manifest.get("version") != VERSION:
-        raise ValueError(
-            f"Expected format bayesnn-posterior, version {VERSION}, got {manifest.get('format')!r}, "
-            f"version {manifest.get('version')!r} in {path}: load it with the version of bayesnn that wrote it."
-        )
+    manifest = _manifest(path)
     model = BayesianModel(
         net,
         prior if prior is not None else priors.from_config(manifest["prior"]),
         likelihood if likelihood is not None else likelihoods.from_config(manifest["likelihood"]),
     ).copy()
     model.to(getattr(torch, manifest["dtype"]))
-    sources = [
-        SOURCES[chain["kind"]].from_tensors(load_file(path / chain["file"])) for chain in manifest["chains"]
-    ]
-    model.load_state(sources[0].last())
-    constants = load_file(path / "constants.safetensors")
+    sources = [_source(path, chain) for chain in manifest["chains"]]
+    for source in reversed(sources):
+        model.load_state(source.last())
+    _load_constants(model, _tensors(path, "constants.safetensors"), set(sources[0].last()))
+    target = Standardize.from_dict(manifest["target"]) if manifest["target"] is not None else None
+    return Posterior(model, sources, manifest["num_data"], target, manifest["history"], manifest["info"])
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    file = path / "manifest.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"Expected a posterior saved by posterior.save() in {path}, found no manifest.json.")
+    try:
+        manifest: Any = json.loads(file.read_text())
+    except ValueError as error:
+        raise _damaged(file, f"no JSON ({first_line(error)})") from error
+    read = manifest if isinstance(manifest, dict) else {}
+    if read.get("format") != "bayesnn-posterior" or read.get("version") != VERSION:
+        raise ValueError(
+            f"Expected format bayesnn-posterior, version {VERSION}, got {read.get('format')!r}, "
+            f"version {read.get('version')!r} in {path}: load it with the version of bayesnn that wrote it."
+        )
+    missing = [key for key in _KEYS if key not in read]
+    if missing:
+        raise _damaged(file, f"no {', '.join(missing)}")
+    if not isinstance(getattr(torch, str(read["dtype"]), None), torch.dtype):
+        raise _damaged(file, f"dtype {read['dtype']!r}")
+    if not isinstance(read["chains"], list) or not read["chains"]:
+        raise _damaged(file, f"chains {read['chains']!r}")
+    return read
+
+
+def _source(path: Path, chain: Any) -> Source:
+    kind, name = (chain.get("kind"), chain.get("file")) if isinstance(chain, dict) else (None, None)
+    # A name with a folder in it would read files from outside of the directory.
+    if kind not in SOURCES or not isinstance(name, str) or Path(name).name != name:
+        raise _damaged(path / "manifest.json", f"a chain {chain!r}")
+    tensors = _tensors(path, name)
+    try:
+        return SOURCES[kind].from_tensors(tensors)
+    except (KeyError, ValueError, TypeError, StopIteration) as error:
+        raise _damaged(path / name, f"tensors that are not those of {kind!r}") from error
+
+
+def _tensors(path: Path, name: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path / name)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path / name, first_line(error)) from error
+
+
+def _damaged(file: Path, got: str) -> ValueError:
+    return ValueError(f"Expected {file} as posterior.save() writes it, got {got}: it is damaged, save it again.")
+
+
+def _load_constants(model: BayesianModel, constants: dict[str, Tensor], drawn: set[str]) -> None:
+    """Write the tensors that belong to no draw, after holding the net's own tensors against those that were saved."""
     tensors = model.state_dict()
     for name, value in constants.items():
         if name not in tensors or tensors[name].shape != value.shape:
-            raise ValueError(f"Expected a net with {name!r} of shape {tuple(value.shape)}: give the architecture that was saved.")
+            got = tuple(tensors[name].shape) if name in tensors else "none"
+            raise ValueError(f"Expected {name!r} of shape {tuple(value.shape)} in the net, got {got}: {_SAME}")
         with torch.no_grad():
             tensors[name].copy_(value)
-    target = Standardize.from_dict(manifest["target"]) if manifest["target"] is not None else None
-    return Posterior(model, sources, manifest["num_data"], target, manifest["history"], manifest["info"])
+    unknown = sorted(set(tensors) - set(constants) - drawn)
+    if unknown:
+        raise ValueError(f"Expected a net without {unknown[0]!r}, which was not saved: {_SAME}")
+    frozen = [name for name, p in model.named_parameters() if name in drawn and not p.requires_grad]
+    if frozen:
+        raise ValueError(f"Expected {frozen[0]!r} to be trainable, as when saved, got a frozen one: unfreeze it.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,13 +16,15 @@ def score(run: Run, validation: Any, target: Any) -> dict[str, float]:
     run.model.eval()
     try:
         predictive = Predictive(run.model, [partial(iter, states)], [len(states)], validation.x, target)
-        row = {"val_nll": -float(predictive.log_prob(validation.y).double().mean())}
+        y = predictive._targets(validation.y)
+        row = {"val_nll": -float(predictive.log_prob(y).double().mean())}
         if run.model.likelihood.kind == "classes":
             mean = predictive.mean
-            guess = mean.argmax(-1) if mean.shape != validation.y.shape else (mean > 0.5)
-            row["val_accuracy"] = float((guess == validation.y).double().mean())
+            guess = mean.argmax(-1) if mean.dim() > y.dim() else mean > 0.5
+            row["val_accuracy"] = float((guess == y).double().mean())
         else:
-            row["val_rmse"] = float((predictive.mean - validation.y.view_as(predictive.mean)).square().mean().sqrt())
+            with suppress(ValueError):  # a distribution without a mean (Student's t with df <= 1) has no such error
+                row["val_rmse"] = float((predictive.mean - y).square().mean().sqrt())
     finally:
         run.model.train(training)
     return row

@@ -143,9 +143,9 @@ def from_config(config: Mapping[str, Any]) -> Likelihood:
     from bayesnn.likelihoods.noise import from_config as noise_from_config
 
     options = {key: value for key, value in config.items() if key != "kind"}
-    if config["kind"] not in known.__all__:
+    kind = getattr(known, str(config["kind"]), None)
+    if not (isinstance(kind, type) and issubclass(kind, Likelihood)) or kind is Likelihood:
         raise ValueError(f"Expected a likelihood of bayesnn.likelihoods, got {config['kind']}: pass likelihood=.")
     if options.get("prior") is not None:
         options["prior"] = noise_from_config(options["prior"])
-    likelihood: Likelihood = getattr(known, config["kind"])(**options)
-    return likelihood
+    return kind(**options)

@@ -72,6 +72,10 @@ class Bernoulli(Likelihood):
     def distribution(self, params: Params) -> Any:
         return dist.Bernoulli(logits=params["logits"], validate_args=False)
 
+    def elementwise_log_prob(self, params: Params, y: Tensor) -> Tensor:
+        logits = params["logits"]  # whose precision decides: torch's Bernoulli would take that of the targets
+        return -F.binary_cross_entropy_with_logits(logits, y.to(logits).expand_as(logits), reduction="none")
+
     def check_targets(self, y: Tensor, num_outputs: int) -> Tensor:
         y = shaped_targets("Bernoulli", y, num_outputs)
         y = y if y.is_floating_point() else y.to(torch.get_default_dtype())

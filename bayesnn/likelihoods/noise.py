@@ -70,7 +70,6 @@ NoisePrior = GammaPrecision | LogNormalScale
 
 def from_config(config: dict[str, Any]) -> NoisePrior:
     """The noise prior that ``prior.config()`` wrote."""
-    kinds = {"GammaPrecision": GammaPrecision, "LogNormalScale": LogNormalScale}
+    kinds: dict[str, type[NoisePrior]] = {"GammaPrecision": GammaPrecision, "LogNormalScale": LogNormalScale}
     options = {key: value for key, value in config.items() if key != "kind"}
-    prior: NoisePrior = kinds[config["kind"]](**options)
-    return prior
+    return kinds[config["kind"]](**options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -21,6 +22,8 @@ class _Noisy(Likelihood):
     each draw of the posterior predicts with its own scale. Scales are in the units of the targets that the net sees,
     which are standardised ones when the data carry a ``target`` transform.
     """
+
+    fixed_scale: Tensor
 
     def __init__(self, scale: float | None = None, prior: NoisePrior | None = None, **options: Any) -> None:
         if scale is not None and prior is not None:
@@ -64,6 +67,12 @@ class Normal(_Noisy):
 
     def distribution(self, params: Params) -> Any:
         return dist.Normal(params["loc"], params["scale"], validate_args=False)
+
+    def log_prob(self, outputs: Tensor, y: Tensor) -> Tensor:
+        # By hand: in small nets the distribution object costs as much as the net.
+        scale = self.fixed_scale.to(outputs) if self._options["scale"] is not None else self.log_scale.exp()
+        z = (y - scalar_outputs(outputs)) / scale
+        return sum_events(-0.5 * z.square() - (scale.log() + 0.5 * math.log(2 * math.pi)))
 
 
 class Laplace(_Noisy):
@@ -160,6 +169,7 @@ class Poisson(Likelihood):
     def log_prob(self, outputs: Tensor, y: Tensor) -> Tensor:
         # On the log rate directly: exp and log again would lose it for large and small rates.
         log_rate = scalar_outputs(outputs)
+        y = y.to(log_rate)
         return sum_events(y * log_rate - log_rate.exp() - torch.lgamma(y + 1))
 
     def median(self, params: Params) -> Tensor:

@@ -1,0 +1,188 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import bayesnn as bnn
+from bayesnn.compare import NETS, compare, named_settings, score, shuffle_pixels, standard_error
+
+
+def is_png(path):
+    from matplotlib.image import imread
+
+    return imread(path).shape[0] > 100  # decodes every row
+
+
+@pytest.fixture(scope="module")
+def digits():
+    train, test = bnn.data.load("digits")
+    return train.subset(range(300)), test.subset(range(120))
+
+
+@pytest.fixture(scope="module")
+def two_nets(digits, tmp_path_factory):
+    out = tmp_path_factory.mktemp("digits")
+    result = compare(digits, ("mlp", "lenet5"), epochs=8, seeds=(3, 4), out=out, progress=False)
+    return result, out
+
+
+def test_rows_are_the_scores_of_the_posterior_with_the_same_seed(two_nets, digits):
+    result, _ = two_nets
+    train, test = digits
+    for name, (method, chains) in named_settings("classes").items():
+        row = next(r for r in result.rows if (r["net"], r["method"], r["seed"]) == ("mlp", name, 3))
+        model = bnn.BayesianModel(NETS["mlp"](train), bnn.priors.Normal(1.0), bnn.likelihoods.Categorical())
+        posterior = bnn.fit(
+            model, train, method, epochs=8, chains=chains, seed=3, validation=0.1, batch_size=64, progress=False
+        )
+        expected = bnn.metrics.classification_table(posterior.predict(test.x).mean, test.y)
+        assert {key: row[key] for key in expected} == expected
+        assert row["gradient_evaluations"] == chains * 8 * math.ceil(270 / 64)
+        assert row["seconds"] > 0
+
+
+def test_every_net_method_and_seed_has_one_row_and_only_the_first_seed_is_kept(two_nets):
+    result, _ = two_nets
+    keys = [(row["seed"], row["net"], row["method"]) for row in result.rows]
+    assert keys == [(s, n, m) for s in (3, 4) for n in ("mlp", "lenet5") for m in ("map", "ensemble", "vi", "sgld")]
+    assert {one.posterior.info["seed"] for one in result.fitted.values()} == {3}
+    assert len(result.fitted) == 8
+
+
+def test_table_shows_mean_and_standard_error_and_is_aligned(two_nets):
+    result, _ = two_nets
+    lines = result.table().splitlines()
+    assert len(lines) == 2 + 8
+    assert len({len(line) for line in lines}) == 1
+    assert [cell.strip() for cell in lines[0].split("|")[1:5]] == ["net", "method", "accuracy ↑", "NLL ↓"]
+    values = [row["nll"] for row in result.rows if (row["net"], row["method"]) == ("lenet5", "vi")]
+    cell = next(line for line in lines if "lenet5" in line and " vi " in line).split("|")[4].strip()
+    assert cell == f"{np.mean(values):.3f} ± {np.std(values, ddof=1) / np.sqrt(2):.3f}"
+
+
+def test_standard_error_of_1_2_3_4():
+    assert standard_error([1.0, 2.0, 3.0, 4.0]) == pytest.approx(math.sqrt(5 / 3) / 2)
+
+
+def test_json_holds_rows_and_settings(two_nets):
+    result, out = two_nets
+    read = json.loads(result.to_json())
+    assert read == json.loads((out / "results.json").read_text())
+    assert read["rows"] == result.rows
+    assert read["seeds"] == [3, 4]
+    assert read["epochs"] == 8
+    assert read["methods"]["ensemble"] == {**bnn.MAP().config(), "chains": 5}
+    assert read["versions"]["torch"] == torch.__version__
+
+
+def test_saved_folder_has_the_table_and_a_picture_of_each_kind_for_each_net(two_nets):
+    result, out = two_nets
+    assert result.table() in (out / "table.md").read_text()
+    expected = {"training_curves", "reliability", "accuracy_rejection", "entropy", "certainty", "traces", "rhat"}
+    for net in ("mlp", "lenet5"):
+        assert {path.stem for path in (out / net).iterdir()} == expected
+        assert all(is_png(path) for path in (out / net).iterdir())
+
+
+def test_regression_scores_and_band(tmp_path):
+    result = compare("sine-gap", methods=("map", "sgld"), epochs=30, out=tmp_path, progress=False)
+    fitted, test = result.fitted["mlp", "sgld"], result.test
+    row = result.rows[1]
+    predictive = fitted.posterior.predict(test.x)
+    lower, upper = predictive.quantile((0.05, 0.95))
+    assert row["rmse"] == pytest.approx(float((predictive.mean - test.y).square().mean().sqrt()), rel=1e-5)
+    assert row["nll"] == pytest.approx(-float(predictive.log_prob(test.y).mean()), rel=1e-5)
+    assert row["coverage"] == float(((lower <= test.y) & (test.y <= upper)).double().mean())
+    # CRPS of samples of the same mixture with another seed: the two agree to the Monte-Carlo error of 1,000 samples.
+    samples = predictive.sample(1000, seed=1)
+    error = float(samples.std(0).mean()) / math.sqrt(1000)
+    assert row["crps"] == pytest.approx(bnn.metrics.crps_samples(samples, test.y), abs=5 * error)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "table.md", "results.json", "training_curves.png", "band.png", "traces.png", "rhat.png",
+    }  # fmt: skip
+    assert is_png(tmp_path / "band.png")
+
+
+def test_score_of_targets_in_a_column_is_that_of_the_same_targets_in_a_row():
+    x, y = torch.randn(30, 2), torch.randn(30)
+    model = bnn.BayesianModel(torch.nn.Linear(2, 1), likelihood=bnn.likelihoods.Normal())
+    predictive = bnn.fit(model, (x, y), epochs=2, progress=False).predict(x)
+    assert score(predictive, y[:, None], "real") == score(predictive, y, "real")
+
+
+def test_methods_and_nets_of_ones_own(digits):
+    def linear(data):
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, data.num_outputs))
+
+    methods = {"sgd": bnn.MAP(optimizer="sgd", lr=0.1), "three": (bnn.MAP(), 3)}
+    result = compare(digits, linear, methods, epochs=2, validation=None, progress=False)
+    assert [(row["net"], row["method"]) for row in result.rows] == [("linear", "sgd"), ("linear", "three")]
+    assert [one.posterior.num_chains for one in result.fitted.values()] == [1, 3]
+    assert result.rows[0]["gradient_evaluations"] == 2 * math.ceil(300 / 64)
+
+
+def test_default_budget_is_the_same_number_of_steps_whatever_the_batch(digits, monkeypatch):
+    seen = []
+
+    def stop(model, data, method, *, epochs, **_):
+        seen.append(epochs)
+        raise bnn.DivergedError("stop here")
+
+    monkeypatch.setitem(compare.__globals__, "fit", stop)
+    for batch_size in (270, 27, None):
+        with pytest.warns(UserWarning, match="stop here"):
+            compare(digits, "mlp", ("map",), batch_size=batch_size, progress=False)
+    assert seen == [1250, 125, 1250]
+
+
+def test_a_method_that_diverges_does_not_take_the_others_with_it(digits, tmp_path):
+    methods = {"wild": bnn.SGLD(lr=1e6, warm_up=0.0), "map": (bnn.MAP(), 1)}
+    with pytest.warns(UserWarning) as caught:
+        result = compare(digits, "mlp", methods, epochs=2, progress=False)
+    assert all(str(w.message).startswith("mlp, wild, seed 0: ") and w.filename == __file__ for w in caught)
+    assert "Expected a finite loss" in str(caught[-1].message)
+    assert "diverged" in result.table().splitlines()[2]
+    assert json.loads(result.to_json())["rows"][0]["nll"] is None
+    assert result.rows[1]["accuracy"] > 0.1
+    result.save(tmp_path)
+    assert is_png(tmp_path / "reliability.png")
+
+
+def test_shuffled_images_keep_their_pixels_and_lose_their_places():
+    x = torch.arange(2 * 3 * 4 * 4.0).reshape(2, 3, 4, 4)
+    shuffled = shuffle_pixels(x)
+    assert torch.equal(shuffled.flatten(2).sort(2).values, x.flatten(2))
+    assert torch.equal(shuffled[:, 0] - x[:, 0, :1, :1], shuffled[:, 1] - x[:, 1, :1, :1])  # channels move together
+    order = shuffled[:, 0].flatten(1).argsort(1)
+    assert not torch.equal(order[0], order[1])
+    assert torch.equal(shuffle_pixels(x), shuffled)
+
+
+def test_ood_is_what_was_given(digits):
+    x = torch.zeros(7, 1, 8, 8)
+    result = compare(digits, "mlp", ("map",), epochs=1, ood=x, progress=False)
+    assert result.ood[0] == "other inputs"
+    assert torch.equal(result.ood[1], x)
+    with pytest.raises(ValueError, match=r"Expected ood inputs of shape \(1, 8, 8\), got \(3,\)"):
+        compare(digits, "mlp", ("map",), epochs=1, ood=torch.zeros(2, 3), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"methods": ("sgdl",)}, ValueError, "Unknown method 'sgdl': did you mean 'sgld'"),
+        ({"methods": "sgld"}, TypeError, "Expected a sequence of method names, got the string 'sgld'"),
+        ({"methods": ()}, ValueError, "Expected at least one method, got none"),
+        ({"net": "lenet"}, ValueError, "Unknown net 'lenet': did you mean 'lenet5'"),
+        ({"net": torch.nn.Linear(2, 2)}, TypeError, "Expected a function from data to a net, got Linear"),
+        ({"seeds": (1, 1)}, ValueError, r"Expected seeds, each once, got \[1, 1\]"),
+        ({"data": torch.zeros(3)}, TypeError, "Expected a name or .* got Tensor"),
+        ({"data": "digit"}, ValueError, "Unknown data set 'digit': did you mean 'digits'"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(digits, options, error, message):
+    with pytest.raises(error, match=message) as caught:
+        compare(**{"data": digits, "epochs": 1, "progress": False, **options})
+    assert "\n" not in str(caught.value)

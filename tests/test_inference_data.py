@@ -1,0 +1,144 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+import bayesnn as bnn
+from bayesnn import likelihoods
+from bayesnn.data import Data, Standardize
+from bayesnn.posterior import Posterior
+from bayesnn.source import Draws
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # arviz announces its next version on import
+    import arviz as az
+
+N = 30
+X = torch.linspace(-1, 1, N)[:, None]
+Y = 2 * X[:, 0] + 0.3 * torch.randn(N, generator=torch.Generator().manual_seed(0))
+TARGET = Standardize(torch.tensor(40.0), torch.tensor(5.0))
+
+
+def fitted(likelihood=None, data=(X, Y), outputs=1, method=None, chains=3):
+    model = bnn.BayesianModel(nn.Linear(1, outputs), bnn.priors.Normal(2.0), likelihood or likelihoods.Normal())
+    method = method or bnn.SGLD(draws=5)
+    return bnn.fit(model, data, method, epochs=20, chains=chains, progress=False)
+
+
+def groups_of(data):
+    return set(data.groups()) if callable(data.groups) else {group.strip("/") for group in data.groups if group != "/"}
+
+
+@pytest.mark.parametrize("method", [bnn.SGLD(draws=5), bnn.MeanFieldVI()], ids=lambda method: type(method).__name__)
+def test_groups_and_dimensions(method):
+    posterior = fitted(method=method)
+    data = posterior.to_arviz(draws=5)
+    assert groups_of(data) == {"posterior", "sample_stats", "log_likelihood", "posterior_predictive", "observed_data"}
+    assert set(data.posterior.data_vars) == {"net.weight", "net.bias", "likelihood.log_scale"}
+    assert data.posterior["net.weight"].shape == (3, 5, 1, 1)
+    assert data.posterior["likelihood.log_scale"].dims == ("chain", "draw")
+    for group in (data.posterior, data.posterior_predictive, data.log_likelihood):
+        assert all(variable.dims[:2] == ("chain", "draw") for variable in group.data_vars.values())
+    assert data.log_likelihood["y"].shape == data.posterior_predictive["y"].shape == (3, 5, N)
+    assert data.sample_stats["lp"].shape == (3, 5)
+    np.testing.assert_allclose(data.observed_data["y"], Y, rtol=1e-6)
+
+
+@pytest.mark.parametrize("target", [None, TARGET], ids=["own", "standardised"])
+@pytest.mark.parametrize("method", [bnn.SGLD(draws=5), bnn.MeanFieldVI()], ids=lambda method: type(method).__name__)
+def test_log_likelihood_and_lp_are_those_of_the_weights_beside_them(target, method):
+    y = Y if target is None else target.inverse(Y)
+    posterior = fitted(data=Data(X, y, target=target), method=method)
+    data = posterior.to_arviz(draws=5)
+    std = 1.0 if target is None else target.std.item()
+    weight, bias = data.posterior["net.weight"].values[..., 0], data.posterior["net.bias"].values
+    log_scale = data.posterior["likelihood.log_scale"].values[..., None]
+    density = stats.norm(weight * X[:, 0].numpy() + bias, np.exp(log_scale)).logpdf(Y.numpy()) - np.log(std)
+    np.testing.assert_allclose(data.log_likelihood["y"], density, rtol=1e-4, atol=1e-4)  # float32 residuals over scales
+    noise = stats.gamma(1.0, scale=100.0).logpdf(np.exp(-2 * log_scale)) + np.log(2) - 2 * log_scale
+    prior = stats.norm(0, 2).logpdf(weight) + stats.norm(0, 2).logpdf(bias) + noise
+    np.testing.assert_allclose(data.sample_stats["lp"], prior[..., 0] + density.sum(-1), rtol=1e-4, atol=N * 1e-4)
+
+
+def test_each_replicate_is_drawn_with_its_own_weights():
+    n = 4000
+    loc = torch.tensor([[-5.0, 0.0, 3.0], [10.0, 20.0, 30.0]])
+    chains = [Draws({"net.weight": torch.zeros(3, 1, 1), "net.bias": row[:, None]}) for row in loc]
+    model = bnn.BayesianModel(nn.Linear(1, 1), likelihood=likelihoods.Normal(scale=0.5))
+    data = Posterior(model, chains, num_data=n).to_arviz((torch.zeros(n, 1), torch.zeros(n)))
+    replicates = data.posterior_predictive["y"].values
+    np.testing.assert_array_less(np.abs(replicates.mean(-1) - loc.numpy()), 4 * 0.5 / n**0.5)
+    np.testing.assert_array_less(np.abs(replicates.std(-1) - 0.5), 4 * 0.5 / (2 * n) ** 0.5)
+
+
+def test_arviz_can_work_with_it():
+    data = fitted(method=bnn.SGLD(draws=100)).to_arviz()
+    summary = az.summary(data)
+    assert len(summary) == 3
+    assert np.isfinite(summary["r_hat"]).all()
+    loo = az.loo(data)
+    assert np.isfinite(loo.elpd_loo)
+    # Cross-validation is no better than the fit to the same rows.
+    assert loo.elpd_loo < np.log(np.exp(data.log_likelihood["y"].values).mean((0, 1))).sum()
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "outputs", "y", "shape"),
+    [
+        (likelihoods.Categorical(), 3, torch.arange(N) % 3, (N,)),
+        (likelihoods.Bernoulli(), 1, torch.arange(N) % 2, (N,)),
+        (likelihoods.Poisson(), 1, torch.arange(N) % 4, (N,)),
+        (likelihoods.Normal(), 2, torch.stack((Y, -Y), 1), (N, 2)),
+        (likelihoods.Normal(), 1, Y[:, None], (N,)),
+    ],
+    ids=["Categorical", "Bernoulli", "Poisson", "two targets", "column"],
+)
+def test_other_targets(likelihood, outputs, y, shape):
+    posterior = fitted(likelihood, (X, y), outputs, chains=1)
+    for data in (posterior.to_arviz(), posterior.to_arviz((X.numpy(), y.numpy()))):
+        assert data.observed_data["y"].shape == shape
+        assert data.posterior_predictive["y"].shape == (1, 5, *shape)
+        assert data.log_likelihood["y"].shape == (1, 5, N)
+
+
+def test_weights_can_be_left_out():
+    data = fitted().to_arviz(weights=False)
+    assert "posterior" not in groups_of(data) or not data.posterior.data_vars
+    assert data.log_likelihood["y"].shape == (3, 5, N)
+
+
+def test_other_data_are_in_their_own_units():
+    posterior = fitted(data=Data(X, TARGET.inverse(Y), target=TARGET))
+    data = posterior.to_arviz((X[:4], TARGET.inverse(Y[:4])))
+    np.testing.assert_allclose(data.observed_data["y"], TARGET.inverse(Y[:4]), rtol=1e-6)
+    np.testing.assert_allclose(data.log_likelihood["y"], posterior.to_arviz().log_likelihood["y"][..., :4], rtol=1e-4)
+
+
+def test_unequal_chains_are_cut_from_the_front_and_say_so():
+    posterior = fitted()
+    posterior.sources[1] = Draws({name: tensor[:2] for name, tensor in posterior.sources[1].stacked.items()})
+    with pytest.warns(UserWarning, match=r"Chains have \[5, 2, 5\] draws: the last 2 of each are kept") as record:
+        data = posterior.to_arviz()
+    assert record[0].filename == __file__
+    assert data.posterior["net.bias"].shape == (3, 2, 1)
+    np.testing.assert_array_equal(data.posterior["net.bias"][0], posterior.sources[0].stacked["net.bias"][-2:])
+    all_draws = posterior.predict(X).log_likelihood(Y)
+    np.testing.assert_allclose(data.log_likelihood["y"][0], all_draws[3:5], rtol=1e-6)
+    np.testing.assert_allclose(data.log_likelihood["y"][1], all_draws[5:7], rtol=1e-6)
+
+
+def test_after_load_the_data_must_be_given(tmp_path):
+    posterior = fitted()
+    posterior.save(tmp_path)
+    again = Posterior.load(tmp_path, nn.Linear(1, 1))
+    with pytest.raises(
+        ValueError, match=r"Expected data=\(x, y\): this posterior does not hold its training data"
+    ) as error:
+        again.to_arviz()
+    assert "\n" not in str(error.value)
+    np.testing.assert_array_equal(
+        again.to_arviz((X, Y)).sample_stats["lp"], posterior.to_arviz((X, Y)).sample_stats["lp"]
+    )

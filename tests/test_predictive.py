@@ -1,0 +1,406 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import optimize, special, stats
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import bayesnn as bnn
+from bayesnn import likelihoods, predictive
+from bayesnn.data import Standardize
+from bayesnn.posterior import Posterior
+from bayesnn.source import Draws
+
+ROWS, FEATURES = 7, 2
+TARGET = Standardize(torch.tensor(3.0, dtype=torch.float64), torch.tensor(2.5, dtype=torch.float64))
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+X = normal(ROWS, FEATURES, seed=5)
+
+
+class Known:
+    """A linear net with draws that are known: everything the predictive says can be recomputed by numpy."""
+
+    def __init__(self, likelihood, outputs=1, counts=(5, 5), target=None, x=X):
+        model = bnn.BayesianModel(nn.Linear(FEATURES, outputs), likelihood=likelihood).double()
+        chains, self.outputs, self.scales = [], [], []
+        for chain, count in enumerate(counts):
+            stacked = {
+                "net.weight": normal(count, outputs, FEATURES, seed=chain),
+                "net.bias": normal(count, outputs, seed=chain + 50),
+            }
+            if "log_scale" in dict(likelihood.named_parameters()):
+                stacked["likelihood.log_scale"] = 0.3 * normal(count, seed=chain + 90) - 0.5
+                self.scales.append(stacked["likelihood.log_scale"].exp())
+            chains.append(Draws(stacked))
+            self.outputs.append(x @ stacked["net.weight"].mT + stacked["net.bias"][:, None])
+        self.outputs = torch.cat(self.outputs).numpy()  # (draw, batch, output)
+        self.scale = torch.cat(self.scales).numpy()[:, None] if self.scales else None
+        self.posterior = Posterior(model, chains, num_data=10, target=target)
+        self.predictive = self.posterior.predict(x)
+
+
+def known_normal(**options):
+    """(Known, scipy's Normal of each draw in the targets' own units)."""
+    known = Known(likelihoods.Normal(), **options)
+    target = options.get("target")
+    mean, std = (0.0, 1.0) if target is None else (target.mean.item(), target.std.item())
+    return known, stats.norm(mean + std * known.outputs[..., 0], std * known.scale)
+
+
+def targets(seed=7):
+    return normal(ROWS, seed=seed)
+
+
+TARGETS = pytest.mark.parametrize("target", [None, TARGET], ids=["own", "standardised"])
+
+
+class TestRealTargets:
+    @TARGETS
+    def test_mixture_moments_and_their_parts(self, target):
+        known, draws = known_normal(target=target)
+        predictive = known.predictive
+        np.testing.assert_allclose(predictive.mean, draws.mean().mean(0), rtol=1e-12)
+        np.testing.assert_allclose(predictive.aleatoric, (draws.std() ** 2).mean(0) * np.ones(ROWS), rtol=1e-12)
+        np.testing.assert_allclose(predictive.epistemic, draws.mean().var(0), rtol=1e-12)
+        second_moment = (draws.std() ** 2 + draws.mean() ** 2).mean(0)
+        np.testing.assert_allclose(predictive.total, second_moment - draws.mean().mean(0) ** 2, rtol=1e-10)
+        np.testing.assert_allclose(predictive.std**2, predictive.total, rtol=1e-12)
+
+    @TARGETS
+    def test_log_prob_is_the_logarithm_of_the_mean_density(self, target):
+        known, draws = known_normal(target=target)
+        y = targets()
+        np.testing.assert_allclose(known.predictive.log_likelihood(y), draws.logpdf(y.numpy()), rtol=1e-10)
+        np.testing.assert_allclose(known.predictive.log_prob(y), np.log(draws.pdf(y.numpy()).mean(0)), rtol=1e-10)
+        far = y + 1e4  # every density underflows to zero
+        expected = special.logsumexp(draws.logpdf(far.numpy()), axis=0) - math.log(10)
+        np.testing.assert_allclose(known.predictive.log_prob(far), expected, rtol=1e-10)
+
+    @TARGETS
+    def test_density_integrates_to_one_in_the_targets_own_units(self, target):
+        known, draws = known_normal(target=target, x=X[:1])
+        low, high = draws.mean().min() - 12 * draws.std().max(), draws.mean().max() + 12 * draws.std().max()
+        grid = np.linspace(low, high, 20_001)
+        repeated = known.posterior.predict(X[:1].expand(len(grid), FEATURES))
+        assert np.trapezoid(repeated.log_prob(torch.as_tensor(grid)).exp(), grid) == pytest.approx(1.0, abs=1e-9)
+
+    @TARGETS
+    @pytest.mark.parametrize("level", [0.001, 0.025, 0.5, 0.9, 0.9999])
+    def test_quantile_inverts_the_mixtures_cdf(self, target, level):
+        known, draws = known_normal(target=target)
+        got = known.predictive.quantile(level)
+        assert got.shape == (ROWS,)
+        np.testing.assert_allclose(draws.cdf(got.numpy()).mean(0), level, rtol=1e-9)
+
+    def test_quantiles_without_noise_are_those_of_the_conditional_means(self):
+        known, draws = known_normal(target=TARGET)
+        levels = [0.1, 0.5, 0.8]
+        got = known.predictive.quantile(levels, noise=False)
+        assert got.shape == (3, ROWS)
+        np.testing.assert_allclose(got, np.quantile(draws.mean(), levels, axis=0), rtol=1e-12)
+        np.testing.assert_array_equal(known.predictive.quantile(0.5, noise=False), got[1])
+
+    @TARGETS
+    def test_samples_have_the_mixtures_moments(self, target):
+        known, draws = known_normal(target=target)
+        n = 20_000
+        samples = known.predictive.sample(n, seed=3)
+        assert samples.shape == (n, ROWS)
+        mean = draws.mean().mean(0)
+        central = [
+            (stats.norm(draws.mean() - mean, draws.std() * np.ones_like(draws.mean())).moment(k)).mean(0)
+            for k in (2, 4)
+        ]
+        error = np.sqrt(central[0] / n)
+        np.testing.assert_array_less(np.abs(samples.mean(0).numpy() - mean), 4 * error)
+        squares = ((samples.numpy() - mean) ** 2).mean(0)
+        np.testing.assert_array_less(np.abs(squares - central[0]), 4 * np.sqrt((central[1] - central[0] ** 2) / n))
+        assert torch.equal(samples, known.predictive.sample(n, seed=3))
+        assert not torch.equal(samples, known.predictive.sample(n, seed=4))
+
+    def test_one_sample_is_one_draw_at_all_inputs(self):
+        known = Known(likelihoods.Normal(scale=1e-9), counts=(3, 4))
+        samples = known.predictive.sample(200).numpy()
+        distance = np.abs(samples[:, None] - known.outputs[None, ..., 0]).max(-1)  # (sample, draw): over all inputs
+        assert (distance.min(1) < 1e-7).all()  # 100 standard deviations of the noise
+        counts = np.bincount(distance.argmin(1), minlength=7)
+        assert stats.chisquare(counts).pvalue > 1e-4  # each draw as often as the others
+
+    def test_several_targets(self):
+        known = Known(likelihoods.Normal(scale=0.5), outputs=3)
+        y = normal(ROWS, 3)
+        by_draw = stats.norm(known.outputs, 0.5).logpdf(y.numpy()).sum(-1)
+        np.testing.assert_allclose(
+            known.predictive.log_prob(y), special.logsumexp(by_draw, 0) - math.log(10), rtol=1e-10
+        )
+        assert known.predictive.quantile([0.2, 0.7]).shape == (2, ROWS, 3)
+        assert known.predictive.sample(4).shape == (4, ROWS, 3)
+        assert known.predictive.draws.shape == (2, 5, ROWS, 3)
+
+    @pytest.mark.parametrize(
+        ("likelihood", "distribution"),
+        [
+            (likelihoods.Laplace(0.5), lambda z: stats.laplace(z, 0.5)),
+            (likelihoods.StudentT(3.0, 0.5), lambda z: stats.t(3.0, z, 0.5)),
+            (likelihoods.LogNormal(0.5), lambda z: stats.lognorm(0.5, scale=np.exp(z))),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_quantiles_of_other_likelihoods(self, likelihood, distribution):
+        known = Known(likelihood)
+        mixture = distribution(known.outputs[..., 0])
+        for level in (0.01, 0.5, 0.95):
+            reached = mixture.cdf(known.predictive.quantile(level).numpy()).mean(0)
+            np.testing.assert_allclose(reached, level, rtol=1e-7)
+
+    @pytest.mark.parametrize("df", [1.5, 2.0])
+    def test_an_infinite_variance_is_an_error_and_leaves_the_rest(self, df):
+        known = Known(likelihoods.StudentT(df, 0.5))
+        for quantity in ("aleatoric", "epistemic", "total", "std"):
+            with pytest.raises(ValueError, match=r"Expected a finite variance, got StudentT.*use \.quantile\(\)"):
+                getattr(known.predictive, quantity)
+        np.testing.assert_allclose(known.predictive.mean, known.outputs[..., 0].mean(0), rtol=1e-12)
+        mixture = stats.t(df, known.outputs[..., 0], 0.5)
+        np.testing.assert_allclose(mixture.cdf(known.predictive.quantile(0.9).numpy()).mean(0), 0.9, rtol=1e-7)
+
+
+class TestCounts:
+    def test_quantile_is_the_least_integer_whose_cdf_reaches_the_level(self):
+        known = Known(likelihoods.Poisson())
+        rates = np.exp(known.outputs[..., 0])
+        counts = np.arange(400)
+        cdf = stats.poisson(rates[..., None]).cdf(counts).mean(0)  # (batch, count)
+        for level in (1e-6, 0.05, 0.5, 0.9, 0.9999):
+            got = known.predictive.quantile(level).numpy()
+            np.testing.assert_array_equal(got, (cdf >= level).argmax(-1))
+
+    def test_moments_and_log_prob(self):
+        known = Known(likelihoods.Poisson())
+        rates = np.exp(known.outputs[..., 0])
+        np.testing.assert_allclose(known.predictive.mean, rates.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(known.predictive.total, rates.mean(0) + rates.var(0), rtol=1e-12)
+        y = torch.arange(ROWS)
+        expected = np.log(stats.poisson(rates).pmf(y.numpy()).mean(0))
+        np.testing.assert_allclose(known.predictive.log_prob(y), expected, rtol=1e-9)
+
+
+class TestClasses:
+    def test_mixture_and_its_entropies(self):
+        known = Known(likelihoods.Categorical(), outputs=4, counts=(3, 6))
+        probs = special.softmax(known.outputs, -1)
+        y = torch.tensor([0, 1, 2, 3, 0, 1, 2])
+        predictive = known.predictive
+        np.testing.assert_allclose(predictive.mean, probs.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(predictive.total, special.entr(probs.mean(0)).sum(-1), rtol=1e-10)
+        np.testing.assert_allclose(predictive.aleatoric, special.entr(probs).sum(-1).mean(0), rtol=1e-10)
+        np.testing.assert_allclose(predictive.log_prob(y), np.log(probs.mean(0)[np.arange(ROWS), y]), rtol=1e-10)
+        np.testing.assert_allclose(predictive.quantile(0.3), np.quantile(probs, 0.3, axis=0), rtol=1e-10)
+        with pytest.raises(ValueError, match=r"Expected a real target for \.std, got classes"):
+            predictive.std  # noqa: B018
+
+    def test_samples_have_the_mixtures_frequencies(self):
+        known = Known(likelihoods.Categorical(), outputs=3)
+        n = 20_000
+        share = np.stack([(known.predictive.sample(n) == k).double().mean(0) for k in range(3)], -1)
+        expected = special.softmax(known.outputs, -1).mean(0)
+        np.testing.assert_array_less(np.abs(share - expected), 4 * np.sqrt(expected * (1 - expected) / n))
+
+    def test_binary(self):
+        known = Known(likelihoods.Bernoulli())
+        p = special.expit(known.outputs[..., 0]).mean(0)
+        y = torch.tensor([[0], [1], [1], [0], [1], [0], [1]])
+        np.testing.assert_allclose(known.predictive.mean, p, rtol=1e-12)
+        np.testing.assert_allclose(known.predictive.log_prob(y), stats.bernoulli(p).logpmf(y[:, 0].numpy()), rtol=1e-10)
+        np.testing.assert_allclose(known.predictive.total, stats.bernoulli(p).entropy(), rtol=1e-10)
+
+
+class TestChains:
+    def test_draws_come_in_chains_in_the_targets_units(self):
+        known, draws = known_normal(target=TARGET)
+        assert known.predictive.draws.shape == (2, 5, ROWS)
+        np.testing.assert_allclose(known.predictive.draws.reshape(10, ROWS), draws.mean(), rtol=1e-12)
+
+    def test_of_unequal_chains_every_draw_weighs_the_same_and_draws_are_cut(self):
+        known, draws = known_normal(counts=(2, 6))
+        assert known.predictive.num_draws == 8
+        np.testing.assert_allclose(known.predictive.mean, draws.mean().mean(0), rtol=1e-12)
+        got = known.predictive.draws
+        assert got.shape == (2, 2, ROWS)
+        np.testing.assert_allclose(got[0], draws.mean()[:2], rtol=1e-12)
+        np.testing.assert_allclose(got[1], draws.mean()[6:], rtol=1e-12)  # cut from the front: the last two stay
+
+
+def every_quantity(predictive, y):
+    names = ("mean", "aleatoric", "epistemic", "total", "draws")
+    return {
+        **{name: getattr(predictive, name) for name in names},
+        "log_prob": predictive.log_prob(y),
+        "log_likelihood": predictive.log_likelihood(y),
+        "quantile": predictive.quantile([0.1, 0.9]),
+        "quantile without noise": predictive.quantile([0.1, 0.9], noise=False),
+    }
+
+
+@pytest.mark.parametrize("block_rows", [1, 3, 7])
+@pytest.mark.parametrize("kind", ["stored", "distribution"])
+def test_blocks_do_not_change_the_answer(monkeypatch, block_rows, kind):
+    if kind == "stored":
+        posterior = Known(likelihoods.Normal(), target=TARGET).posterior
+    else:
+        model = bnn.BayesianModel(nn.Linear(FEATURES, 1), likelihood=likelihoods.Normal()).double()
+        posterior = bnn.fit(model, (X, targets()), bnn.MeanFieldVI(initial_sd=0.3), epochs=2, progress=False)
+    y = targets()
+    whole = every_quantity(posterior.predict(X, draws=5), y)
+    params, per_number = 2, 8  # loc and scale, float64
+    draws = 5 * posterior.num_chains
+    monkeypatch.setattr(predictive, "BLOCK_BYTES", block_rows * params * per_number * draws)
+    blocked = posterior.predict(X, draws=5)
+    assert blocked._block_rows() == block_rows
+    for name, value in every_quantity(blocked, y).items():
+        np.testing.assert_allclose(value, whole[name], rtol=1e-12, atol=1e-14, err_msg=name)
+    samples = blocked.sample(4000)
+    error = (blocked.total / 4000).sqrt()
+    assert bool(((samples.mean(0) - blocked.mean).abs() < 4 * error).all())
+
+
+def test_samples_of_many_blocks_stay_coherent(monkeypatch):
+    known = Known(likelihoods.Normal(scale=1e-9))
+    monkeypatch.setattr(predictive, "BLOCK_BYTES", 1)
+    distance = np.abs(known.posterior.predict(X).sample(50).numpy()[:, None] - known.outputs[None, ..., 0]).max(-1)
+    assert (distance.min(1) < 1e-7).all()
+
+
+class Largest(TorchDispatchMode):
+    """Notes the bytes of the largest tensor that any operation makes."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize("quantity", ["mean", "log_prob", "quantile"])
+def test_memory_does_not_grow_with_inputs_times_draws(monkeypatch, quantity):
+    draws, rows, classes = 100, 500, 5
+    known = Known(likelihoods.Categorical(), outputs=classes, counts=(draws,))
+    block = 25 * draws * classes * 8
+    monkeypatch.setattr(predictive, "BLOCK_BYTES", block)
+    x = normal(rows, FEATURES)
+    y = torch.zeros(rows, dtype=torch.long)
+    asked = known.posterior.predict(x)
+    all_at_once = draws * rows * 8  # even one number a draw and input, let alone one a class
+    with Largest() as largest:
+        {"mean": lambda: asked.mean, "log_prob": lambda: asked.log_prob(y), "quantile": lambda: asked.quantile(0.5)}[
+            quantity
+        ]()
+    assert largest.bytes <= block < all_at_once
+    assert asked._block is None
+
+
+def test_one_block_is_computed_once():
+    calls = []
+    known = Known(likelihoods.Categorical(), outputs=3)
+    known.posterior.model.net.register_forward_hook(lambda *args: calls.append(1))
+    asked = known.posterior.predict(X)
+    asked.mean, asked.epistemic, asked.quantile(0.5), asked.sample(3), asked.draws
+    assert len(calls) == known.predictive.num_draws + 1  # one pass a draw, and one row to learn the sizes
+
+
+class Stateful(nn.Module):
+    """A net whose forward pass changes it in training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5))
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def bytes_of(net):
+    return {name: tensor.numpy().tobytes() for name, tensor in net.state_dict().items()}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fit_and_predict_leave_the_users_net_alone(training):
+    net = Stateful().train(training)
+    before = bytes_of(net)
+    model = bnn.BayesianModel(net, likelihood=likelihoods.Normal())
+    posterior = bnn.fit(model, (X.float(), targets().float()), bnn.MAP(), epochs=3, progress=False)
+    inside = bytes_of(posterior.model)
+    first, second = (posterior.predict(X.float()) for _ in range(2))
+    assert torch.equal(first.mean, second.mean)  # no dropout, no batch statistics
+    one = posterior.predict(X[:1].float())
+    np.testing.assert_allclose(one.mean, first.mean[:1], rtol=1e-5)  # a row's answer does not depend on the others
+    first.log_prob(targets()), first.quantile(0.5), first.sample(2)
+    assert bytes_of(net) == before
+    assert bytes_of(posterior.model) == inside
+    assert net.training is training
+    assert all(module.training is training for module in net.modules())
+
+
+def test_predictions_use_the_batch_norm_statistics_of_the_fit():
+    model = bnn.BayesianModel(Stateful(), likelihood=likelihoods.Normal(0.5))
+    x, y = 3 + 2 * normal(40, FEATURES).float(), normal(40).float()
+    posterior = bnn.fit(model, (x, y), bnn.MAP(), epochs=3, progress=False)
+    state = posterior.states()[0][0]
+    mine = Stateful().eval()
+    mine.load_state_dict({name.removeprefix("net."): value for name, value in state.items()})
+    assert not torch.equal(state["net.body.1.running_mean"], torch.zeros(8))
+    assert torch.equal(posterior.predict(x).mean, mine(x).squeeze(1).detach())
+
+
+def test_standardised_targets_end_to_end():
+    x = normal(80, FEATURES).float()
+    y = 1000 + 50 * (x[:, 0] + 0.1 * normal(80, seed=3).float())
+    data = bnn.data.Data(x, y, target=Standardize.fit(y))
+    model = bnn.BayesianModel(nn.Linear(FEATURES, 1), likelihood=likelihoods.Normal())
+    method = bnn.MAP(lr=0.05)
+    asked = bnn.fit(model, data, method, epochs=150, progress=False).predict(x)
+    a = np.column_stack((np.ones(80), x.numpy()))
+    fitted = a @ np.linalg.lstsq(a, y.numpy(), rcond=None)[0]
+    residual = np.sqrt(np.mean((fitted - y.numpy()) ** 2))
+    # The prior pulls by less than 1 % of a weight (80 rows, noise a tenth of the signal); the rest is the optimiser's.
+    assert float((asked.mean - torch.as_tensor(fitted)).abs().max()) < residual
+    assert float(asked.std[0]) == pytest.approx(math.sqrt(residual**2 + 2 * 0.01 * 50**2 / 80), rel=0.1)
+
+
+def test_bad_arguments():
+    known, _ = known_normal()
+    asked = known.predictive
+    for call, message in [
+        (lambda: asked.quantile(0.0), r"Expected quantile levels in \(0, 1\), got 0.0"),
+        (lambda: asked.quantile([0.5, 1.0]), r"Expected quantile levels in \(0, 1\)"),
+        (lambda: asked.sample(0), "Expected n to be an integer >= 1, got 0"),
+        (lambda: asked.log_prob(torch.zeros(3)), "Expected targets for 7 inputs, got 3: give each its target"),
+        (lambda: asked.log_prob(torch.zeros(7, 2)), r"Expected targets of shape \(batch, 1\).*got \(7, 2\)"),
+        (lambda: known.posterior.predict(X, draws=0), "Expected draws to be an integer >= 1, got 0"),
+        (lambda: known.posterior.predict(X, batch_size=0), "Expected batch_size to be an integer >= 1, got 0"),
+        (lambda: known.posterior.predict(X[:0]), r"Expected at least one input, .*got shape \(0, 2\): give rows"),
+        (lambda: known.posterior.predict(X * math.nan), "Expected finite inputs, got NaN or infinity"),
+        (lambda: known.posterior.predict(X[:, :1]), r"Expected inputs .* got .*\(7, 1\)"),
+    ]:
+        with pytest.raises(ValueError, match=message) as error:
+            call().mean  # noqa: B018
+        assert "\n" not in str(error.value)
+
+
+def test_quantile_levels_and_inputs_may_be_numpy():
+    known, draws = known_normal()
+    asked = known.posterior.predict(X.numpy())
+    root = optimize.brentq(lambda v: draws.cdf(v)[:, 0].mean() - 0.3, -50, 50)
+    for level in (np.float64(0.3), np.float32(0.3)):
+        assert float(asked.quantile(level)[0]) == pytest.approx(root, abs=1e-6)
+    assert asked.quantile(np.array([0.3, 0.5])).shape == (2, ROWS)
