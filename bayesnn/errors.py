@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Any
 
 
@@ -36,9 +37,9 @@ def fraction(name: str, value: Any) -> float:
 
 def at_least(name: str, value: Any, least: int) -> int:
     """``value`` if it is an integer >= ``least``, else a ValueError that names it."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"Expected {name} to be an integer >= {least}, got {value!r}.")
-    return value
+    return int(value)
 
 
 def first_line(error: BaseException) -> str:

@@ -94,9 +94,11 @@ def fit(
         raise unknown("order", order, get_args(Order))
     if not isinstance(init, Posterior) and init not in ("fresh", "net"):
         raise unknown("init", init, ("fresh", "net"))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("Expected at least one trainable parameter, got none: set requires_grad on some of the net's.")
     model = model.copy().to(device)
     task = prepare(model, data, validation, num_data, seed)
-    plan = _plan(method, task, batch_size, epochs, chains, order)
+    plan = _plan(method, task, batch_size, epochs, chains)
     method.check(model, plan)
     if init == "fresh" and chains > 1:
         _warn_if_alike(model)
@@ -119,8 +121,8 @@ def fit(
             began = time.perf_counter()
             worker.run(task.batches(plan.batch_size, order, streams.shuffle), method)
             source = worker.result()
-            if worker.interrupted and sources and method.is_sampler and not worker.kept:
-                source = None  # it was still burning in: the chains before it are the answer
+            if worker.interrupted and sources and not worker.kept:
+                source = None  # half trained, or still burning in: the chains before it are the answer
             if source is not None:
                 sources.append(source)
             history.extend(worker.history)
@@ -158,7 +160,8 @@ class _Chain:
 
     def run(self, batches: Batches | Loader, method: Method) -> None:
         """All epochs, until the budget, the patience, the user or a NaN ends them."""
-        schedulers = [make_schedule(method.schedule, o, self.plan.steps) for o in self.state.optimizers]
+        steps = self.plan.steps - self.state.schedule_from
+        schedulers = [make_schedule(method.schedule, optimizer, steps) for optimizer in self.state.optimizers]
         self._schedulers = [scheduler for scheduler in schedulers if scheduler is not None]
         try:
             for block in _blocks(self.plan.epochs):
@@ -193,8 +196,9 @@ class _Chain:
                 self._drop_broken()
                 return value
             self.kept.extend(run.draw())
-            for scheduler in self._schedulers:
-                scheduler.step()
+            if self._steps > run.schedule_from:
+                for scheduler in self._schedulers:
+                    scheduler.step()
             total += value
             count += 1
             self.bar.step(value)
@@ -235,10 +239,11 @@ class _Chain:
             self.state.load_state_dict(self._best[2])
         elif self.diverged_at is not None:
             return Draws.stack(self.kept) if self.kept else None
-        source = self.state.finish()
-        if source is not None:
-            return source
-        return Draws.stack(self.kept or self.state.snapshot())
+        source = self.state.finish() or Draws.stack(self.kept or self.state.snapshot())
+        if not all(bool(torch.isfinite(value).all()) for value in source.last().values()):
+            self.diverged_at = self._steps  # the very last step broke it: no loss came after to show it
+            return None
+        return source
 
 
 def _blocks(epochs: int) -> Iterator[range]:
@@ -266,7 +271,7 @@ def _method(method: Method | type[Method] | str | None) -> Method:
 
 
 def _plan(
-    method: Method, task: Task, batch_size: int | None, epochs: int | None, chains: int, order: Order
+    method: Method, task: Task, batch_size: int | None, epochs: int | None, chains: int
 ) -> Plan:
     if method.access == "full" and task.loader is not None:
         raise ValueError(f"Expected data in memory for {type(method).__name__}, which needs all rows, got a loader.")
@@ -274,7 +279,7 @@ def _plan(
     steps = len(task.loader) if task.loader is not None else -(-task.num_data // size)
     if epochs is None:
         epochs = max(1, round(method.default_steps / steps))
-    return Plan(task.num_data, size, at_least("epochs", epochs, 1), steps, chains)
+    return Plan(task.num_data, size, at_least("epochs", epochs, 1), steps, chains, task.random_net)
 
 
 def _warn_if_alike(model: BayesianModel) -> None:

@@ -92,9 +92,12 @@ class Posterior:
         return Predictive(self.model, chains, counts, self._inputs(x), self.target, batch_size)
 
     def states(self, draws: int | None = None, seed: int = 0) -> list[list[State]]:
-        """Draws of each chain as named tensors."""
+        """Draws of each chain as named tensors, copies of what is stored."""
         return [
-            list(_iterate(source, count, seed, chain, self._device()))
+            [
+                {name: value.clone() for name, value in state.items()}
+                for state in _iterate(source, count, seed, chain, self._device())
+            ]
             for chain, (source, count) in enumerate(zip(self.sources, self._counts(draws), strict=True))
         ]
 

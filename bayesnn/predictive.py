@@ -239,7 +239,10 @@ class Predictive:
         for start in range(0, len(self._x), rows):
             params = self._outputs(self._x[start : start + rows])
             if self._target is not None:
-                params = self._model.likelihood.to_units(params, *_constants(self._target, params["loc"]))
+                # In float64: of a target like 1e6 +- 1, float32 would leave the mean and nothing of the variance.
+                params = {key: value.double() for key, value in params.items()}
+                constants = self._target.mean.to(params["loc"]), self._target.std.to(params["loc"])
+                params = self._model.likelihood.to_units(params, *constants)
             if rows >= len(self._x):
                 self._block = params
             yield slice(start, start + rows), params
@@ -267,7 +270,3 @@ class Predictive:
 def _sum_events(log_prob: Tensor) -> Tensor:
     """(draw, batch, ...) -> (draw, batch)."""
     return log_prob if log_prob.dim() == 2 else log_prob.flatten(2).sum(2)
-
-
-def _constants(target: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-    return target.mean.to(like), target.std.to(like)

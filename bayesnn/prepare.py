@@ -28,6 +28,7 @@ class Task:
     target : affine map of the standardised targets, or None.
     num_data : N, rows of the training part.
     num_outputs : outputs of the net for one input.
+    random_net : whether the net in train mode draws random numbers of its own.
     """
 
     x: Tensor | None
@@ -37,6 +38,7 @@ class Task:
     target: bd.Standardize | None
     num_data: int
     num_outputs: int
+    random_net: bool
 
     def batches(self, batch_size: int | None, order: Order, shuffle: torch.Generator) -> Batches | Loader:
         """Minibatches in memory by indexing, or the user's own loader."""
@@ -61,9 +63,10 @@ def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | No
             raise ValueError("Expected validation=(x, y) beside a loader, got a share: a loader cannot be split.")
         with isolated(generator(seed)):  # a DataLoader takes a seed from torch's global generator
             x, y = next(iter(loader.peek()))
-        _, outputs = _check(model, *on_device(model, x, y))
+        x, y = on_device(model, x, y)
+        _, outputs = _check(model, x, y)
         held_out = _checked_validation(model, _as_data(validation)) if validation is not None else None
-        return Task(None, None, loader, held_out, None, loader.num_data, outputs)
+        return Task(None, None, loader, held_out, None, loader.num_data, outputs, _is_random(model, x))
 
     train = _as_data(data)
     if num_data is not None:
@@ -82,7 +85,7 @@ def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | No
     y, outputs = _check(model, placed.x, placed.target.forward(placed.y) if placed.target is not None else placed.y)
     if held_out is not None:
         held_out = _checked_validation(model, held_out)
-    return Task(placed.x, y, None, held_out, train.target, len(train), outputs)
+    return Task(placed.x, y, None, held_out, train.target, len(train), outputs, _is_random(model, placed.x))
 
 
 def _checked_validation(model: BayesianModel, held_out: bd.Data) -> bd.Data:
@@ -136,3 +139,17 @@ def _check(model: BayesianModel, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
     width = 1 if outputs.dim() == 1 else int(outputs.shape[1])
     (targets,) = on_device(model, model.likelihood.check_targets(y, width))
     return targets, width
+
+
+def _is_random(model: BayesianModel, x: Tensor) -> bool:
+    """Whether two forward passes in train mode differ: it finds dropout that is no module, and inside attention too."""
+    probe = model.copy().train()
+    for module in probe.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._NormBase):
+            module.eval()  # its moving averages change nothing in train mode, and one row is too few for it
+    with torch.no_grad():
+        outputs = []
+        for seed in (0, 1):
+            with isolated(generator(seed)):
+                outputs.append(probe.net(x[:2]))
+    return not torch.equal(*outputs)

@@ -168,11 +168,11 @@ MISTAKES = {
     ),
     "dropout and SGLD": (
         lambda: fit(model_of(dropout()), method="SGLD"),
-        "net without dropout for SGLD, got dropout in '1': .*MAP",
+        "net without dropout for SGLD, got one whose outputs in train mode are random: .*MAP",
     ),
     "dropout and VI": (
         lambda: fit(model_of(dropout()), method="MeanFieldVI"),
-        "net without dropout for MeanFieldVI, got .*'1'",
+        "net without dropout for MeanFieldVI, got one whose outputs in train mode are random",
     ),
     "batch norm and VI": (
         lambda: fit(model_of(batch_norm()), method="MeanFieldVI"),
@@ -232,7 +232,7 @@ def test_a_mistake_is_one_clear_line(mistake):
 def test_mistakes_in_the_data_show_before_the_first_step():
     steps = []
     net = nn.Linear(2, 3)
-    net.register_forward_hook(lambda module, *rest: steps.append(1) if module.training else None)
+    net.register_forward_hook(lambda module, *rest: steps.append(1) if torch.is_grad_enabled() else None)
     model = model_of(net, likelihoods.Categorical())
     with pytest.raises(ValueError, match="In the validation part"):
         fit(model, (X, LABELS), validation=(X, LABELS + 1))
@@ -279,7 +279,7 @@ def test_one_chain_that_diverges_leaves_the_others():
     class BreaksOnce(nn.Linear):
         def forward(self, x):
             out = super().forward(x)
-            if self.training:
+            if self.training and torch.is_grad_enabled():
                 broken.append(1)
             return out * (math.nan if len(broken) == 7 else 1.0)
 
@@ -318,7 +318,7 @@ class Interrupts(nn.Module):
         self.linear, self.at, self.calls = nn.Linear(2, 1), at, Calls()
 
     def forward(self, x):
-        if self.training:
+        if self.training and torch.is_grad_enabled():
             self.calls.append(1)
             if len(self.calls) == self.at:
                 raise KeyboardInterrupt
@@ -397,3 +397,30 @@ def test_what_is_no_mistake(target):
     posterior = fit(data=(X.double().numpy(), target(Y)))
     assert posterior.predict(X.tolist()).mean.dtype == torch.float32
     assert fit(data=(X, Y[:, None])).predict(X).mean.shape == (N,)
+
+
+def test_dropout_that_is_no_module_is_found():
+    class Functional(nn.Linear):
+        def forward(self, x):
+            return nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+    attention = nn.TransformerEncoderLayer(2, 1, 8, dropout=0.1, batch_first=True)
+    for net in (Functional(2, 1), nn.Sequential(nn.Unflatten(1, (1, 2)), attention, nn.Flatten(), nn.Linear(2, 1))):
+        with pytest.raises(ValueError, match="train mode are random"):
+            fit(model_of(net), method=bnn.SGLD())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_schedule_begins_after_the_warm_up():
+    method = bnn.SGLD(lr=0.1, warm_up=0.3, burn_in=0.5, schedule="linear")
+    posterior = fit(model_of(), method=method, epochs=10, batch_size=None, chains=1)
+    rates = [row["lr"] for row in posterior.history]
+    assert rates[:3] == [0.1, 0.1, 0.1]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(1e-4)
+
+
+def test_a_net_without_trainable_parameters_is_refused():
+    net = nn.Linear(2, 1).requires_grad_(False)
+    with pytest.raises(ValueError, match="at least one trainable parameter"):
+        fit(model_of(net, likelihood=likelihoods.Normal(scale=1.0)))

@@ -161,23 +161,23 @@ class Poisson(Likelihood):
     lower_bound: ClassVar[float] = 0.0
 
     def params(self, outputs: Tensor) -> Params:
-        return {"rate": scalar_outputs(outputs).exp()}
+        return {"log_rate": scalar_outputs(outputs)}
 
     def distribution(self, params: Params) -> Any:
-        return dist.Poisson(params["rate"], validate_args=False)
+        return dist.Poisson(params["log_rate"].exp(), validate_args=False)
 
-    def log_prob(self, outputs: Tensor, y: Tensor) -> Tensor:
+    def elementwise_log_prob(self, params: Params, y: Tensor) -> Tensor:
         # On the log rate directly: exp and log again would lose it for large and small rates.
-        log_rate = scalar_outputs(outputs)
-        y = y.to(log_rate)
-        return sum_events(y * log_rate - log_rate.exp() - torch.lgamma(y + 1))
+        log_rate, y = params["log_rate"], y.to(params["log_rate"])
+        return y * log_rate - log_rate.exp() - torch.lgamma(y + 1)
 
     def median(self, params: Params) -> Tensor:
-        return params["rate"]
+        return params["log_rate"].exp()
 
     def cdf(self, params: Params, y: Tensor) -> Tensor:
         count = y.floor().clamp_min(0) + 1
-        return torch.where(y < 0, 0.0, torch.special.gammaincc(count.expand_as(params["rate"]), params["rate"]))
+        rate = params["log_rate"].exp()
+        return torch.where(y < 0, 0.0, torch.special.gammaincc(count.expand_as(rate), rate))
 
     def check_targets(self, y: Tensor, num_outputs: int) -> Tensor:
         y = shaped_targets("Poisson", y, num_outputs)

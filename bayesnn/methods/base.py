@@ -59,6 +59,7 @@ class Plan:
     batch_size : rows a step.
     epochs, steps_per_epoch : the budget.
     chains : number of chains.
+    random_net : whether the net in train mode draws random numbers of its own (dropout, wherever it is called).
     """
 
     num_data: int
@@ -66,6 +67,7 @@ class Plan:
     epochs: int
     steps_per_epoch: int
     chains: int
+    random_net: bool = False
 
     @property
     def steps(self) -> int:
@@ -116,10 +118,12 @@ class Run(ABC):
     Attributes
     ----------
     optimizers : whose learning rates ``fit`` schedules.
-    gradient_evaluations : rows' gradients taken, in units of one minibatch gradient.
+    schedule_from : steps before the schedules begin, in which other optimizers are at work.
+    gradient_evaluations : gradients taken, in units of one minibatch gradient.
     """
 
     optimizers: Sequence[Optimizer]
+    schedule_from: int = 0
     gradient_evaluations: int = 0
 
     def __init__(self, model: BayesianModel, plan: Plan, streams: Streams) -> None:
@@ -227,17 +231,12 @@ def normalisation_layers(model: nn.Module) -> list[str]:
     ]
 
 
-def refuse_dropout(model: BayesianModel, method: Method) -> None:
+def refuse_dropout(plan: Plan, method: Method) -> None:
     """Raise when the net drops units at random: the likelihood would be random, and not the one that was stated."""
-    active = [
-        name.removeprefix("net.")
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-    ]
-    if active:
+    if plan.random_net:
         raise ValueError(
-            f"Expected a net without dropout for {type(method).__name__}, got dropout in {active[0]!r}: build the net "
-            "with dropout=0, or use MAP."
+            f"Expected a net without dropout for {type(method).__name__}, got one whose outputs in train mode are random: "
+            "build the net with dropout=0, or use MAP."
         )
 
 

@@ -69,7 +69,7 @@ class MeanFieldVI(Method):
         check_schedule(self.schedule)
 
     def check(self, model: BayesianModel, plan: Plan) -> None:
-        refuse_dropout(model, self)
+        refuse_dropout(plan, self)
         if not model.log_priors:
             raise ValueError("Expected at least one parameter with a prior for MeanFieldVI, got none: use MAP.")
         layers = normalisation_layers(model)

@@ -42,7 +42,7 @@ class SamplerMethod(Method):
     burn_in : share of the steps whose states are not kept, the warm-up included.
     draws : number of draws to keep a chain, evenly spaced over the steps after the burn-in.
     thin : steps between kept draws, instead of ``draws``.
-    schedule : of ``lr`` over all steps: ``"constant"``, ``"cosine"``, ``"linear"``, ``"sqrt"``, or a factory
+    schedule : of ``lr`` over the steps after the warm-up: ``"constant"``, ``"cosine"``, ``"linear"``, ``"sqrt"``, or a factory
         ``(optimizer, steps) -> LRScheduler``.
     """
 
@@ -82,7 +82,7 @@ class SamplerMethod(Method):
         return range(steps - gap * (count - 1), steps + 1, gap)
 
     def check(self, model: BayesianModel, plan: Plan) -> None:
-        refuse_dropout(model, self)
+        refuse_dropout(plan, self)
         if not len(self.kept_steps(plan.steps)):
             raise ValueError(
                 f"Expected at least one draw to keep, got thin={self.thin} with {plan.steps} steps and "
@@ -108,7 +108,7 @@ class _SamplerRun(Run):
         self._climber = torch.optim.Adam([dict(group) for group in groups], lr=3e-3, fused=True)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizers = [self._sampler]
-        self._warm_steps = 0 if init is not None else math.ceil(method.warm_up * plan.steps)
+        self._warm_steps = self.schedule_from = 0 if init is not None else math.ceil(method.warm_up * plan.steps)
         self._kept = method.kept_steps(plan.steps)
         self._step = 0
         self._batches: Any = None

@@ -36,7 +36,7 @@ CASES = {
     "StudentT": (StudentT(3.5, SCALE), lambda p: stats.t(3.5, p["loc"], p["scale"])),
     "LogNormal": (LogNormal(SCALE), lambda p: stats.lognorm(p["scale"], scale=np.exp(p["loc"]))),
     "HeteroscedasticNormal": (HeteroscedasticNormal(), lambda p: stats.norm(p["loc"], p["scale"])),
-    "Poisson": (Poisson(), lambda p: stats.poisson(p["rate"])),
+    "Poisson": (Poisson(), lambda p: stats.poisson(np.exp(p["log_rate"]))),
 }
 
 
@@ -75,7 +75,7 @@ def test_params_are_what_the_docstrings_say():
     params = HeteroscedasticNormal(floor=0.25).params(outputs)
     np.testing.assert_allclose(params["loc"], outputs[:, :2])
     np.testing.assert_allclose(params["scale"], softplus(outputs[:, 2:].numpy()) + 0.25, rtol=1e-12)
-    np.testing.assert_allclose(Poisson().params(outputs)["rate"], np.exp(outputs.numpy()), rtol=1e-12)
+    np.testing.assert_allclose(Poisson().params(outputs)["log_rate"], outputs)
     likelihood = Normal()
     with torch.no_grad():
         likelihood.log_scale.fill_(math.log(0.37))
@@ -105,7 +105,7 @@ def test_cdf_is_scipys_for_each_draw(name):
 
 
 def test_poisson_cdf_between_and_below_the_counts():
-    params = {"rate": torch.tensor([[0.3], [4.0]], dtype=torch.float64)}
+    params = {"log_rate": torch.tensor([[0.3], [4.0]], dtype=torch.float64).log()}
     for y in (-1.0, -0.5, 0.0, 0.7, 3.0, 3.999, 50.0):
         got = Poisson().cdf(params, torch.tensor([y], dtype=torch.float64))
         np.testing.assert_allclose(got, stats.poisson([[0.3], [4.0]]).cdf(y), rtol=1e-12)
