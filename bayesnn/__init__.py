@@ -1,6 +1,8 @@
 """bayesnn: Bayesian neural networks whose uncertainty can be trusted."""
 
 from bayesnn import data, diagnostics, likelihoods, metrics, nets, optim, plots, priors
+from bayesnn import rng as rng
+from bayesnn import source as source
 from bayesnn.errors import DivergedError
 from bayesnn.fit import fit
 from bayesnn.methods import MAP, SGLD, MeanFieldVI

@@ -37,7 +37,7 @@ def fraction(name: str, value: Any) -> float:
 
 def at_least(name: str, value: Any, least: int) -> int:
     """``value`` if it is an integer >= ``least``, else a ValueError that names it."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"Expected {name} to be an integer >= {least}, got {value!r}.")
     return int(value)
 

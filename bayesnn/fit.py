@@ -48,8 +48,8 @@ def fit(
     Parameters
     ----------
     model : net, prior and likelihood. It is not changed: every chain works on a copy.
-    data : :class:`bayesnn.data.Data`, a pair (x, y) of tensors or arrays, or an iterable of minibatches (x, y) such as a
-        ``DataLoader``. Where the data carry a ``target`` transform, the net is fitted to standardised targets and all
+    data : :class:`bayesnn.data.Data`, a pair (x, y) of tensors or arrays, or an iterable of minibatches (x, y) such as
+        a ``DataLoader``. Where the data carry a ``target`` transform, the net is fitted to standardised targets and all
         predictions are given back in the targets' own units.
     method : what to fit: ``MAP()`` (the default), ``MeanFieldVI()``, ``SGLD()``, ... or the name of one.
     epochs : passes over the data; by default as many as give the method's default number of steps.
@@ -136,8 +136,8 @@ def fit(
     if not sources:
         first = info["diverged"][0]
         raise DivergedError(
-            f"Expected a finite loss, got NaN or infinity in chain {first['chain']} at step {first['step']}, before a draw "
-            f"was kept: lower lr (now {getattr(method, 'lr', None)})."
+            f"Expected a finite loss, got NaN or infinity in chain {first['chain']} at step {first['step']}, before a "
+            f"draw was kept: lower lr (now {getattr(method, 'lr', None)})."
         )
     train = (task.x, task.y) if task.x is not None and task.y is not None else None
     return Posterior(model, sources, task.num_data, task.target, history, info, train)
@@ -266,7 +266,9 @@ def _method(method: Method | type[Method] | str | None) -> Method:
     if isinstance(method, type) and issubclass(method, Method):
         return method()
     if not isinstance(method, Method):
-        raise TypeError(f"Expected a method such as SGLD(), got {type(method).__name__}: known are {', '.join(METHODS)}.")
+        raise TypeError(
+            f"Expected a method such as SGLD(), got {type(method).__name__}: known are {', '.join(METHODS)}."
+        )
     return method
 
 

@@ -21,7 +21,8 @@ def to_arviz(posterior: Posterior, data: tuple[Any, Any] | None, weights: bool, 
     states = posterior.states(draws)
     shortest = min(len(chain) for chain in states)
     if any(len(chain) > shortest for chain in states):
-        warnings.warn(f"Chains have {[len(c) for c in states]} draws: the last {shortest} of each are kept.", stacklevel=3)
+        lengths = [len(c) for c in states]
+        warnings.warn(f"Chains have {lengths} draws: the last {shortest} of each are kept.", stacklevel=3)
     counts = [len(chain) for chain in states]
 
     def by_chain(values: torch.Tensor) -> np.ndarray[Any, Any]:
@@ -48,7 +49,9 @@ def _rows(posterior: Posterior, data: tuple[Any, Any] | None) -> tuple[Any, Any]
     if data is not None:
         return data[0], data[1]
     if posterior.train is None:
-        raise ValueError("Expected data=(x, y): this posterior does not hold its training data (loaded, or from a loader).")
+        raise ValueError(
+            "Expected data=(x, y): this posterior does not hold its training data (loaded, or from a loader)."
+        )
     x, y = posterior.train
     return x, (posterior.target.inverse(y) if posterior.target is not None else y)
 

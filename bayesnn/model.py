@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bayesnn.likelihoods import Likelihood
-from bayesnn.priors import Layerwise, PriorRule
+from bayesnn.priors import Normal, PriorRule
 
 State = dict[str, Tensor]
 
@@ -31,7 +31,7 @@ class BayesianModel(nn.Module):
     net : any ``torch.nn.Module`` from inputs (batch, ...) to outputs (batch, ...). It is not touched: fitting works
         on copies, and the net stays the deterministic baseline.
     prior : a prior of :mod:`bayesnn.priors`, or any callable ``(name, parameter, module) -> distribution | None``;
-        ``Layerwise()`` by default. Parameters with ``requires_grad=False`` are constants and get no prior.
+        ``Normal(1.0)`` by default. Parameters with ``requires_grad=False`` are constants and get no prior.
     likelihood : a likelihood of :mod:`bayesnn.likelihoods`.
 
     Attributes
@@ -51,12 +51,16 @@ class BayesianModel(nn.Module):
             raise TypeError(f"Expected net to be a torch.nn.Module, got {type(net).__name__}: wrap it in one.")
         if not isinstance(likelihood, Likelihood):
             raise TypeError(f"Expected likelihood= to be one of bayesnn.likelihoods, got {likelihood!r}: say which.")
+        if next(net.parameters(), None) is None:
+            raise ValueError(f"Expected a net with parameters, got {type(net).__name__} without any: give one to fit.")
         for name, parameter in net.named_parameters():
             if isinstance(parameter, nn.parameter.UninitializedParameter):
-                raise ValueError(f"Expected materialised parameters, got a lazy {name!r}: call the net on data once first.")
+                raise ValueError(
+                    f"Expected materialised parameters, got a lazy {name!r}: call the net on data once first."
+                )
         self.net = net
         self.likelihood = likelihood
-        self.prior: PriorRule = prior if prior is not None else Layerwise()
+        self.prior: PriorRule = prior if prior is not None else Normal(1.0)
         self._set_priors()
 
     def _set_priors(self) -> None:
@@ -79,7 +83,7 @@ class BayesianModel(nn.Module):
         ]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BayesianModel:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._set_priors()  # the priors' own tensors follow the parameters' device and dtype
         return self
 

@@ -45,13 +45,13 @@ GREY, LIGHT = "#595959", "#D9D9D9"
 MARKERS = ("o", "s", "^", "D", "v", "P")
 STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1)))
 
-_NATS = {"loss": "training objective", "val_loss": "validation loss", "val_nll": "validation NLL"}
+_NATS = {"loss": "training NLL", "val_loss": "validation loss", "val_nll": "validation NLL"}
 
 
 def training_curves(
     history: History | Mapping[str, History], metric: str | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Training objective and validation by epoch, a thin line to each chain.
+    """Training and validation NLL by epoch, a thin line to each chain.
 
     Parameters
     ----------
@@ -59,8 +59,8 @@ def training_curves(
         Rows {"chain": int, "epoch": int, "loss": float, "val_nll": float, ...}; a row without the wanted number (no
         validation in that epoch) is passed over. A dict draws one colour per method.
     metric : str, optional
-        The one column to draw. By default "loss" (the training objective per row of data, nats; solid) and, where
-        there is one, "val_nll" (nats per row; dashed).
+        The one column to draw. By default "loss" (the mean minibatch negative log likelihood, nats per row; solid)
+        and, where there is one, "val_nll" (nats per row; dashed).
     ax : Axes, optional
 
     Returns
@@ -105,7 +105,8 @@ def training_curves(
     for j, column in enumerate(columns):
         if len(columns) > 1:
             colour = GREY if several else COLOURS[j]
-            ax.plot([], [], color=colour, linestyle=STYLES[j], linewidth=1.5, label=_NATS[column])
+            ax.plot([], [], color=colour, linestyle=STYLES[j], linewidth=1.5,
+                    label=f"{_NATS[column]} (nats)")  # fmt: skip
     name = _NATS.get(columns[0], columns[0].replace("_", " "))
     ax.set_xlabel("epoch")
     ax.set_ylabel("nats per row" if len(columns) > 1 else f"{name} / nats per row" if columns[0] in _NATS else name)

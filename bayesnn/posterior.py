@@ -63,8 +63,10 @@ class Posterior:
     def __repr__(self) -> str:
         method = self.info.get("method", {}).get("kind", "given")
         counts = self.num_draws
-        draws = "a distribution" if None in counts else f"{counts[0]} draws" if len(set(counts)) == 1 else f"{counts} draws"
-        return f"Posterior({method}, {self.num_chains} chain{'s' * (self.num_chains > 1)} of {draws}, {self._weights()} weights)"
+        kept = f"{counts[0]} draws" if len(set(counts)) == 1 else f"{counts} draws"
+        draws = "a distribution" if None in counts else kept
+        chains = f"{self.num_chains} chain{'s' * (self.num_chains > 1)}"
+        return f"Posterior({method}, {chains} of {draws}, {self._weights()} weights)"
 
     def _weights(self) -> int:
         return self.model.num_weights()

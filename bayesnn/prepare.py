@@ -44,7 +44,8 @@ class Task:
         """Minibatches in memory by indexing, or the user's own loader."""
         if self.loader is not None:
             return self.loader
-        assert self.x is not None and self.y is not None
+        assert self.x is not None
+        assert self.y is not None
         return Batches(self.x, self.y, batch_size, order, shuffle)
 
 
@@ -104,7 +105,8 @@ def _as_data(data: Any) -> bd.Data:
     if isinstance(data, (tuple, list)) and len(data) == 2:
         return bd.Data.of(*data)
     raise TypeError(
-        f"Expected data as bayesnn.data.Data, (x, y) or a loader of (x, y), got {type(data).__name__}: pass one of these."
+        f"Expected data as bayesnn.data.Data, (x, y) or a loader of (x, y), got {type(data).__name__}: "
+        "pass one of these."
     )
 
 
@@ -134,7 +136,8 @@ def _check(model: BayesianModel, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
     if not isinstance(outputs, Tensor) or outputs.dim() not in (1, 2) or len(outputs) != len(rows):
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
-            f"Expected a net with outputs of shape (batch, outputs) = ({len(rows)}, ...), got {got}: flatten its outputs."
+            f"Expected a net with outputs of shape (batch, outputs) = ({len(rows)}, ...), got {got}: "
+            "flatten its outputs."
         )
     width = 1 if outputs.dim() == 1 else int(outputs.shape[1])
     (targets,) = on_device(model, model.likelihood.check_targets(y, width))

@@ -126,7 +126,9 @@ class Layerwise(Prior):
 
 @dataclass(frozen=True)
 class Laplace(Prior):
-    """Every weight ~ Laplace(0, scale): density exp(-|w| / scale) / (2 scale); its standard deviation is sqrt(2) scale."""
+    """Every weight ~ Laplace(0, scale): density exp(-|w| / scale) / (2 scale); its standard deviation is
+    sqrt(2) scale.
+    """
 
     scale: float = 1.0
 
@@ -176,7 +178,8 @@ class ScaleMixture(Prior):
     def distribution(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
         share = torch.stack((_scalar(self.pi, parameter), _scalar(1 - self.pi, parameter)))
         scales = torch.stack((_scalar(self.wide, parameter), _scalar(self.narrow, parameter)))
-        return over(dist.MixtureSameFamily(dist.Categorical(share), dist.Normal(torch.zeros_like(scales), scales)), parameter)
+        components = dist.Normal(torch.zeros_like(scales), scales)
+        return over(dist.MixtureSameFamily(dist.Categorical(share), components), parameter)
 
 
 @dataclass(frozen=True)
@@ -257,7 +260,9 @@ def _named(prior: Any, name: str, parameter: Tensor, module: nn.Module) -> Any:
     return prior.distribution(name, parameter, module) if isinstance(prior, Prior) else prior(name, parameter, module)
 
 
-_KINDS = {cls.__name__: cls for cls in (Normal, Layerwise, Laplace, StudentT, ScaleMixture, Deterministic, ByName, ByType)}
+_KINDS = {
+    cls.__name__: cls for cls in (Normal, Layerwise, Laplace, StudentT, ScaleMixture, Deterministic, ByName, ByType)
+}
 
 
 def to_config(prior: PriorRule | None) -> dict[str, Any] | None:

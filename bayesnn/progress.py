@@ -62,8 +62,8 @@ class Progress:
         seconds = seconds_a_step * self._plan.chains * self._plan.steps
         if self._bar is not None and seconds > LONG_SECONDS:
             self._bar.write(
-                f"bayesnn: about {format_seconds(seconds)} for {self._plan.chains} chains x {self._plan.epochs} epochs x "
-                f"{self._plan.steps_per_epoch} steps; the result takes {format_bytes(self._bytes)} of memory",
+                f"bayesnn: about {format_seconds(seconds)} for {self._plan.chains} chains x {self._plan.epochs} epochs "
+                f"x {self._plan.steps_per_epoch} steps; the result takes {format_bytes(self._bytes)} of memory",
                 file=self._bar.fp,
             )
 
@@ -71,5 +71,6 @@ class Progress:
         """An epoch was recorded: show its numbers."""
         if self._bar is not None:
             shown = {key: f"{row[key]:.4g}" for key in ("loss", "val_nll", "val_accuracy", "val_rmse") if key in row}
-            self._bar.set_description(f"chain {row['chain'] + 1}/{self._plan.chains} epoch {row['epoch'] + 1}", refresh=False)
+            where = f"chain {row['chain'] + 1}/{self._plan.chains} epoch {row['epoch'] + 1}"
+            self._bar.set_description(where, refresh=False)
             self._bar.set_postfix(shown, refresh=False)

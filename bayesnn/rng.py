@@ -19,7 +19,9 @@ _PURPOSES = ("noise", "shuffle", "fence")
 
 
 def generator(seed: int, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for stream ``key`` of ``seed``; different keys give independent streams (numpy's ``SeedSequence``)."""
+    """A generator for stream ``key`` of ``seed``; different keys give independent streams (numpy's
+    ``SeedSequence``).
+    """
     state = np.random.SeedSequence(entropy=seed, spawn_key=key).generate_state(1, np.uint64)[0]
     return torch.Generator(device=device).manual_seed(int(state >> np.uint64(1)))
 

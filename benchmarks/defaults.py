@@ -75,7 +75,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     results: dict[str, list[dict[str, dict[str, float]]]] = {}
-    print("| data | method | NLL | minus MAP, early stopping | ELBO / N | seconds |\n|---|---|---|---|---|---|", flush=True)
+    print("| data | method | NLL | minus MAP, early stopping | ELBO / N | seconds |")
+    print("|---|---|---|---|---|---|", flush=True)
     for name in arguments.data:
         runs = [run(name, seed, arguments.methods, not arguments.no_longer) for seed in range(arguments.seeds)]
         results[name] = runs

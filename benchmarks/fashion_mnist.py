@@ -48,7 +48,7 @@ def run_sgld(train: bnn.data.Data, test: bnn.data.Data, seed: int, epochs: int, 
     ensemble = bnn.fit(model_of(seed), train, bnn.MAP(), epochs=epochs, seed=seed, **options)
     # Other seeds for the starting nets: no member is shared between the two answers.
     start = bnn.fit(model_of(seed), train, bnn.MAP(), epochs=epochs // 2, seed=1000 + seed, **options)
-    sampler = bnn.SGLD(lr=0.1, burn_in=0.2, draws=20)
+    sampler = bnn.SGLD(burn_in=0.4, draws=20)
     sampled = bnn.fit(model_of(seed), train, sampler, epochs=epochs - epochs // 2, seed=seed, init=start, **options)
     draws = sampled.predict(test.x[:2000]).draws
     rhat = bnn.diagnostics.rhat(draws)
@@ -79,14 +79,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=("vi", "sgld"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, help="default: 30 for vi, 12 for sgld")
+    parser.add_argument("--epochs", type=int, help="default: 30 for vi, 10 for sgld")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("results/fashion_mnist.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     train, test = bnn.data.load("fashion-mnist")
-    study, epochs = (run_vi, 30) if arguments.study == "vi" else (run_sgld, 12)
+    study, epochs = (run_vi, 30) if arguments.study == "vi" else (run_sgld, 10)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for seed in arguments.seeds:
         began = time.perf_counter()

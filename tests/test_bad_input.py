@@ -135,7 +135,7 @@ MISTAKES = {
     "burn-in of everything": (lambda: bnn.SGLD(burn_in=1.0), r"Expected burn_in in \[0, 1\), got 1.0: it is a share"),
     # names, each with the nearest that is known
     "method": (lambda: fit(method="sgdl"), "Unknown method 'sgdl': did you mean 'SGLD'"),
-    "schedule": (lambda: bnn.SGLD(schedule="cosin"), "Unknown schedule 'cosin': did you mean 'cosine'"),
+    "schedule": (lambda: bnn.SGLD(lr=0.1, schedule="cosin"), "Unknown schedule 'cosin': did you mean 'cosine'"),
     "optimizer": (lambda: bnn.MAP(optimizer="adan"), "Unknown optimizer 'adan': did you mean 'adam'"),
     "order": (lambda: fit(order="shuffle"), "Unknown order 'shuffle': did you mean 'reshuffle'"),
     "init": (lambda: fit(init="frehs"), "Unknown init 'frehs': did you mean 'fresh'"),
@@ -284,7 +284,7 @@ def test_one_chain_that_diverges_leaves_the_others():
             return out * (math.nan if len(broken) == 7 else 1.0)
 
     with pytest.warns(UserWarning, match="Chain 0 stopped: .* at step 7; 0 draws are kept"):
-        posterior = fit(model_of(BreaksOnce(2, 1)), method=bnn.SGLD(draws=2), epochs=20, chains=3)
+        posterior = fit(model_of(BreaksOnce(2, 1)), method=bnn.SGLD(lr=0.1, draws=2), epochs=20, chains=3)
     assert posterior.num_draws == [2, 2]
     assert posterior.info["diverged"] == [{"chain": 0, "step": 7}]
 
@@ -361,7 +361,7 @@ def test_ctrl_c_leaves_the_point_or_distribution_of_the_last_whole_step(method):
 
 
 def test_ctrl_c_after_burn_in_keeps_the_draws_so_far():
-    method = bnn.SGLD(draws=10, burn_in=0.5)
+    method = bnn.SGLD(lr=0.1, draws=10, burn_in=0.5)
     whole = fit(model_of(Interrupts(math.inf)), method=method, epochs=40, chains=1)
     cut = interrupted(method, at=28, epochs=40, chains=2)
     draws = method.kept_steps(40)
@@ -379,9 +379,9 @@ def test_ctrl_c_before_burn_in_gives_the_present_weights():
 
 
 def test_ctrl_c_in_a_later_chain_keeps_the_whole_ones_and_adds_no_draw_of_its_burn_in():
-    posterior = interrupted(bnn.SGLD(draws=10), at=40 + 40 + 3, epochs=40, chains=4)
+    posterior = interrupted(bnn.SGLD(lr=0.1, draws=10), at=40 + 40 + 3, epochs=40, chains=4)
     assert posterior.num_draws == [10, 10]
-    whole = fit(model_of(Interrupts(math.inf)), method=bnn.SGLD(draws=10), epochs=40, chains=2)
+    whole = fit(model_of(Interrupts(math.inf)), method=bnn.SGLD(lr=0.1, draws=10), epochs=40, chains=2)
     same_weights(posterior, whole)
 
 

@@ -31,7 +31,7 @@ def two_nets(digits, tmp_path_factory):
 def test_rows_are_the_scores_of_the_posterior_with_the_same_seed(two_nets, digits):
     result, _ = two_nets
     train, test = digits
-    for name, (method, chains) in named_settings("classes").items():
+    for name, (method, chains) in named_settings().items():
         row = next(r for r in result.rows if (r["net"], r["method"], r["seed"]) == ("mlp", name, 3))
         model = bnn.BayesianModel(NETS["mlp"](train), bnn.priors.Normal(1.0), bnn.likelihoods.Categorical())
         posterior = bnn.fit(
@@ -39,7 +39,10 @@ def test_rows_are_the_scores_of_the_posterior_with_the_same_seed(two_nets, digit
         )
         expected = bnn.metrics.classification_table(posterior.predict(test.x).mean, test.y)
         assert {key: row[key] for key in expected} == expected
-        assert row["gradient_evaluations"] == chains * 8 * math.ceil(270 / 64)
+        steps = chains * 8 * math.ceil(270 / 64)
+        assert row["gradient_evaluations"] == sum(posterior.info["gradient_evaluations"])
+        # SGLD finds its step size from gradients of its own.
+        assert row["gradient_evaluations"] > steps if name == "sgld" else row["gradient_evaluations"] == steps
         assert row["seconds"] > 0
 
 
@@ -74,6 +77,7 @@ def test_json_holds_rows_and_settings(two_nets):
     assert read["seeds"] == [3, 4]
     assert read["epochs"] == 8
     assert read["methods"]["ensemble"] == {**bnn.MAP().config(), "chains": 5}
+    assert read["prior"] == bnn.priors.Normal(1.0).config()
     assert read["versions"]["torch"] == torch.__version__
 
 
@@ -139,7 +143,7 @@ def test_default_budget_is_the_same_number_of_steps_whatever_the_batch(digits, m
 
 def test_a_method_that_diverges_does_not_take_the_others_with_it(digits, tmp_path):
     methods = {"wild": bnn.SGLD(lr=1e6, warm_up=0.0), "map": (bnn.MAP(), 1)}
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="mlp, wild, seed 0: ") as caught:
         result = compare(digits, "mlp", methods, epochs=2, progress=False)
     assert all(str(w.message).startswith("mlp, wild, seed 0: ") and w.filename == __file__ for w in caught)
     assert "Expected a finite loss" in str(caught[-1].message)

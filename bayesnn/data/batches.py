@@ -167,7 +167,9 @@ class Loader:
             yield _pair(self._next(step))
 
     def peek(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Walk ``batches`` from its beginning, aside from the epochs; an iterator without one gives its next minibatch."""
+        """Walk ``batches`` from its beginning, aside from the epochs; an iterator without one gives its next
+        minibatch.
+        """
         if isinstance(self.batches, Iterator):
             self._stream = chain([first := next(self.batches)], self._stream or self.batches)
             return iter([_pair(first)])

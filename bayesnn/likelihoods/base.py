@@ -124,8 +124,8 @@ def shaped_targets(name: str, y: Tensor, num_targets: int) -> Tensor:
     got = 1 if y.dim() == 1 else y.shape[1] if y.dim() == 2 else None
     if got != num_targets:
         raise ValueError(
-            f"Expected targets of shape (batch, {num_targets}) for a net whose outputs give {num_targets} targets under "
-            f"{name}, got {tuple(y.shape)}: change the net's num_outputs or the targets."
+            f"Expected targets of shape (batch, {num_targets}) for a net whose outputs give {num_targets} targets "
+            f"under {name}, got {tuple(y.shape)}: change the net's num_outputs or the targets."
         )
     return y
 

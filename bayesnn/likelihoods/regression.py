@@ -94,7 +94,8 @@ class StudentT(_Noisy):
         self.df = positive("df", df)
 
     def distribution(self, params: Params) -> Any:
-        return dist.StudentT(torch.full_like(params["loc"], self.df), params["loc"], params["scale"], validate_args=False)
+        df = torch.full_like(params["loc"], self.df)
+        return dist.StudentT(df, params["loc"], params["scale"], validate_args=False)
 
     def mean(self, params: Params) -> Tensor:
         if self.df <= 1:
@@ -122,7 +123,9 @@ class LogNormal(_Noisy):
     def check_targets(self, y: Tensor, num_outputs: int) -> Tensor:
         y = super().check_targets(y, num_outputs)
         if not (y > 0).all():
-            raise ValueError(f"Expected targets > 0 for LogNormal, got a smallest of {y.min():g}: shift or use Normal().")
+            raise ValueError(
+                f"Expected targets > 0 for LogNormal, got a smallest of {y.min():g}: shift or use Normal()."
+            )
         return y
 
 

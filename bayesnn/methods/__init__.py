@@ -7,4 +7,4 @@ from bayesnn.methods.sgld import SGLD
 
 METHODS: dict[str, type[Method]] = {cls.__name__: cls for cls in (MAP, MeanFieldVI, SGLD)}
 
-__all__ = ["MAP", "METHODS", "MeanFieldVI", "Method", "Plan", "Run", "SGLD"]
+__all__ = ["MAP", "METHODS", "SGLD", "MeanFieldVI", "Method", "Plan", "Run"]

@@ -235,8 +235,8 @@ def refuse_dropout(plan: Plan, method: Method) -> None:
     """Raise when the net drops units at random: the likelihood would be random, and not the one that was stated."""
     if plan.random_net:
         raise ValueError(
-            f"Expected a net without dropout for {type(method).__name__}, got one whose outputs in train mode are random: "
-            "build the net with dropout=0, or use MAP."
+            f"Expected a net without dropout for {type(method).__name__}, got one whose outputs in train mode are "
+            "random: build the net with dropout=0, or use MAP."
         )
 
 

@@ -21,7 +21,7 @@ class FlatWeights:
         for part, p in zip(self.vector.split(self.sizes), parameters.values(), strict=True):
             p.data = part.view(p.shape)
 
-    def gradient(self, out: Tensor) -> Tensor:
+    def gradient(self, out: Tensor | None) -> Tensor:
         """The gradients as one vector, written into ``out``; zero where a parameter has none."""
         parts = [
             torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in self.parameters.values()

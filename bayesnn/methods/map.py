@@ -38,7 +38,8 @@ class MAP(Method):
     lr : learning rate.
     optimizer : ``"adam"`` or ``"sgd"``, or an optimizer class that takes ``weight_decay``.
     momentum : of SGD.
-    schedule : ``"constant"``, ``"cosine"``, ``"linear"``, ``"sqrt"``, or a factory ``(optimizer, steps) -> LRScheduler``.
+    schedule : ``"constant"``, ``"cosine"``, ``"linear"``, ``"sqrt"``, or a factory
+        ``(optimizer, steps) -> LRScheduler``.
     """
 
     lr: float = 1e-3
@@ -80,7 +81,7 @@ class _MAPRun(Run):
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         clear_gradients(self._parameters)
         nll = -self.model.log_likelihood(x, y).mean()
-        (nll + prior_loss(self.model, self._others, self.plan.num_data)).backward()  # type: ignore[no-untyped-call]
+        (nll + prior_loss(self.model, self._others, self.plan.num_data)).backward()
         self._optimizer.step()
         self.gradient_evaluations += 1
         return nll.detach()

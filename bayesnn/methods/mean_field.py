@@ -52,7 +52,7 @@ class MeanFieldVI(Method):
     schedule : of the learning rate, see :class:`bayesnn.MAP`.
     """
 
-    default_steps: ClassVar[int] = 8000
+    default_steps: ClassVar[int] = 5000
 
     lr: float = 2e-3
     initial_sd: float = 0.01
@@ -75,8 +75,8 @@ class MeanFieldVI(Method):
         layers = normalisation_layers(model)
         if layers:
             raise ValueError(
-                f"Expected a net without running statistics for MeanFieldVI, got {layers[0].removeprefix('net.')!r}: they "
-                "belong to no draw of the weights; use GroupNorm or LayerNorm, or SGLD, which re-estimates them."
+                f"Expected a net without running statistics for MeanFieldVI, got {layers[0].removeprefix('net.')!r}: "
+                "they belong to no draw of the weights; use GroupNorm or LayerNorm, or SGLD, which re-estimates them."
             )
 
     def draw_bytes(self, model: BayesianModel, plan: Plan) -> int:
@@ -107,34 +107,34 @@ class _MeanFieldRun(Run):
         self._mu.grad, self._rho.grad = torch.empty_like(self._mu), torch.empty_like(self._rho)
         parameters = dict(model.named_parameters())
         self._free = [parameters[name] for name in model.deterministic]
-        self._eps, self._sigma, self._grad = (torch.empty_like(self._mu) for _ in range(3))
+        self._shift, self._sigma = torch.empty_like(self._mu), torch.empty_like(self._mu)
+        self._grad = torch.empty_like(self._mu) if method.mc_samples > 1 else None
         self._optimizer = torch.optim.Adam([self._mu, self._rho, *self._free], lr=method.lr, fused=True)
         self.optimizers = [self._optimizer]
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         S, kl_scale = self._method.mc_samples, self._method.kl_weight / self.plan.num_data
         mu_grad, rho_grad = self._mu.grad, self._rho.grad
-        assert mu_grad is not None and rho_grad is not None
+        assert mu_grad is not None
+        assert rho_grad is not None
         torch.exp(self._rho, out=self._sigma)
         total = torch.zeros((), dtype=self._mu.dtype, device=self._mu.device)
         clear_gradients(self._free)
         for s in range(S):
-            self._eps.normal_(generator=self.streams.noise)
-            torch.addcmul(self._mu, self._sigma, self._eps, out=self._weights.vector)
+            shift = self._shift.normal_(generator=self.streams.noise).mul_(self._sigma)  # sigma * eps
+            torch.add(self._mu, shift, out=self._weights.vector)
             clear_gradients(self._weights.parameters.values())
             nll = -self.model.log_likelihood(x, y).mean()
             loss = nll + self._method.kl_weight * prior_loss(self.model, self._others, self.plan.num_data)
-            (loss / S).backward()  # type: ignore[no-untyped-call]
-            g = self._weights.gradient(out=self._grad)
+            (loss / S).backward()
+            g = self._weights.gradient(out=mu_grad if s == 0 else self._grad)
             if s == 0:
-                mu_grad.copy_(g)
-                torch.mul(g, self._eps, out=rho_grad)
+                torch.mul(g, shift, out=rho_grad)
             else:
                 mu_grad.add_(g)
-                rho_grad.addcmul_(g, self._eps)
+                rho_grad.addcmul_(g, shift)
             total += nll.detach()
         # d KL / d mu = mu / s^2 and d KL / d rho = sigma^2 / s^2 - 1; a precision of 0 leaves the entropy's -1.
-        rho_grad.mul_(self._sigma)
         if isinstance(self._precision, float):
             mu_grad.add_(self._mu, alpha=kl_scale * self._precision)
             rho_grad.addcmul_(self._sigma, self._sigma, value=kl_scale * self._precision)
@@ -156,8 +156,8 @@ class _MeanFieldRun(Run):
         kl += 0.5 * float(cross[normal].double().sum())
         for _ in range(draws if self._others else 0):
             # The sample in the net's weights is replaced by the next step: nothing to restore.
-            self._eps.normal_(generator=self.streams.noise)
-            torch.addcmul(self._mu, self._rho.exp(), self._eps, out=self._weights.vector)
+            self._shift.normal_(generator=self.streams.noise)
+            torch.addcmul(self._mu, self._rho.exp(), self._shift, out=self._weights.vector)
             kl -= float(self.model.log_prior(self._others)) / draws
         return kl
 

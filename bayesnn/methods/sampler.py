@@ -24,9 +24,14 @@ from bayesnn.methods.base import (
     prior_loss,
     refuse_dropout,
 )
+from bayesnn.methods.curvature import largest_curvature
 from bayesnn.model import BayesianModel, State
 from bayesnn.rng import Streams, generator, isolated
 from bayesnn.source import Source
+
+LR_STABILITY = 0.25
+LR_MOST = 0.1
+LOOKS = 10
 
 
 @dataclass(frozen=True)
@@ -35,22 +40,25 @@ class SamplerMethod(Method):
 
     Parameters
     ----------
-    lr : step size in the units of SGD's, > 0.
+    lr : step size in the units of SGD's, > 0. None, the default, sets it for each chain during the burn-in: to
+        ``LR_STABILITY`` / lambda, at most ``LR_MOST``, where lambda is the largest curvature of the mean loss seen on
+        the chain's way. On a quadratic, lr * lambda = c inflates the variance of the stiffest direction by
+        1 / (1 - c / 2).
     temperature : T of p(w, D)^(1/T); 1 is the Bayes posterior.
     warm_up : share of the steps, at the start, in which Adam climbs to the posterior's mode: the chain starts where
         the mass is. A run that goes on from another posterior (``init=``) has none.
     burn_in : share of the steps whose states are not kept, the warm-up included.
     draws : number of draws to keep a chain, evenly spaced over the steps after the burn-in.
     thin : steps between kept draws, instead of ``draws``.
-    schedule : of ``lr`` over the steps after the warm-up: ``"constant"``, ``"cosine"``, ``"linear"``, ``"sqrt"``, or a factory
-        ``(optimizer, steps) -> LRScheduler``.
+    schedule : of ``lr`` over the steps after the warm-up: ``"constant"``, ``"cosine"``, ``"linear"``, ``"sqrt"``, or a
+        factory ``(optimizer, steps) -> LRScheduler``.
     """
 
     is_sampler: ClassVar[bool] = True
     default_chains: ClassVar[int] = 4
-    default_steps: ClassVar[int] = 8000
+    default_steps: ClassVar[int] = 6000
 
-    lr: float = 0.1
+    lr: float | None = None
     temperature: float = 1.0
     warm_up: float = 0.2
     burn_in: float = 0.5
@@ -59,15 +67,20 @@ class SamplerMethod(Method):
     schedule: Schedule = "constant"
 
     def __post_init__(self) -> None:
-        positive("lr", self.lr)
+        check_schedule(self.schedule)
+        if self.lr is not None:
+            positive("lr", self.lr)
+        elif self.schedule not in (None, "constant"):
+            raise ValueError(f"Expected lr= with schedule={self.schedule!r}, got none: a schedule scales a given step.")
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"Expected temperature >= 0 and finite, got {self.temperature!r}: 1 is the Bayes posterior.")
+            raise ValueError(
+                f"Expected temperature >= 0 and finite, got {self.temperature!r}: 1 is the Bayes posterior."
+            )
         fraction("burn_in", self.burn_in)
         fraction("warm_up", self.warm_up)
         at_least("draws", self.draws, 1)
         if self.thin is not None:
             at_least("thin", self.thin, 1)
-        check_schedule(self.schedule)
 
     @abstractmethod
     def make_optimizer(self, groups: list[dict[str, Any]], num_data: int, noise: torch.Generator) -> Optimizer:
@@ -111,6 +124,11 @@ class _SamplerRun(Run):
         self._warm_steps = self.schedule_from = 0 if init is not None else math.ceil(method.warm_up * plan.steps)
         self._kept = method.kept_steps(plan.steps)
         self._step = 0
+        burn_in = self._kept[0] - 1 - self._warm_steps
+        looks = range(self._warm_steps, self._warm_steps + max(burn_in, 1), max(1, -(-burn_in // LOOKS)))
+        self._looks = looks if method.lr is None else range(0)
+        self._direction: list[Tensor] | None = None
+        self._curvature = 0.0
         self._batches: Any = None
         self._has_statistics = bool(normalisation_layers(model))
 
@@ -119,13 +137,32 @@ class _SamplerRun(Run):
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         optimizer = self._climber if self._step < self._warm_steps else self._sampler
+        if self._step in self._looks:
+            self._set_lr(x, y)
         clear_gradients(self._parameters)
         nll = -self.model.log_likelihood(x, y).mean()
-        (nll + prior_loss(self.model, self._others, self.plan.num_data)).backward()  # type: ignore[no-untyped-call]
+        (nll + prior_loss(self.model, self._others, self.plan.num_data)).backward()
         optimizer.step()
         self._step += 1
         self.gradient_evaluations += 1
         return nll.detach()
+
+    def _set_lr(self, x: Tensor, y: Tensor) -> None:
+        """Adapt the step to the largest curvature seen so far; after the burn-in it stays, as a Markov chain needs."""
+
+        def loss() -> Tensor:
+            nll = -self.model.log_likelihood(x, y).mean()
+            return nll + prior_loss(self.model, self._others, self.plan.num_data)
+
+        if self._direction is None:
+            noise = self.streams.noise
+            self._direction = [torch.empty_like(p).normal_(generator=noise) for p in self._parameters]
+        iterations = 8
+        value, self._direction = largest_curvature(loss, self._parameters, self._direction, iterations)
+        self.gradient_evaluations += 2 * iterations
+        self._curvature = max(self._curvature, value)
+        for group in self._sampler.param_groups:
+            group["lr"] = min(LR_MOST, LR_STABILITY / max(self._curvature, 1e-12))
 
     def draw(self) -> list[State]:
         return self.snapshot() if self._step in self._kept else []
@@ -136,11 +173,12 @@ class _SamplerRun(Run):
         return [self.model.state()]
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "step": self._step, "climber": self._climber.state_dict()}
+        own = {"step": self._step, "climber": self._climber.state_dict(), "curvature": self._curvature}
+        return {**super().state_dict(), **own, "direction": self._direction}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._step = state["step"]
+        self._step, self._curvature, self._direction = state["step"], state["curvature"], state["direction"]
         self._climber.load_state_dict(state["climber"])
 
 
@@ -150,7 +188,8 @@ def _cooled(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def estimate_statistics(model: BayesianModel, batches: Any, most: int = 20) -> None:
-    """Running statistics of normalisation layers for the present weights: the plain average over up to ``most`` batches.
+    """Running statistics of normalisation layers for the present weights: the plain average over up to ``most``
+    batches.
 
     The moving average that training leaves behind belongs to a mixture of past weights and not to this draw.
     """

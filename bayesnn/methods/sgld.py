@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from bayesnn import optim
-from bayesnn.methods.sampler import SamplerMethod
+from bayesnn.methods.sampler import LR_MOST, SamplerMethod
 
 
 @dataclass(frozen=True)
@@ -22,4 +22,5 @@ class SGLD(SamplerMethod):
     """
 
     def make_optimizer(self, groups: list[dict[str, Any]], num_data: int, noise: torch.Generator) -> Optimizer:
-        return optim.SGLD(groups, lr=self.lr, num_data=num_data, temperature=self.temperature, generator=noise)
+        lr = self.lr if self.lr is not None else LR_MOST  # until the burn-in has set it
+        return optim.SGLD(groups, lr=lr, num_data=num_data, temperature=self.temperature, generator=noise)

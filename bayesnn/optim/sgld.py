@@ -65,7 +65,7 @@ class SGLD(Optimizer):
         self._noise: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step from the gradients at hand; parameters without a gradient stay as they are."""
         loss = None
         if closure is not None:

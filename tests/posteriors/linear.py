@@ -56,9 +56,9 @@ def exact_covariance(case: Problem, h: float, temperature: float = 1.0) -> np.nd
 def iid_covariance(case: Problem, h: float, batch: int, temperature: float = 1.0) -> np.ndarray:
     """Stationary covariances (K, D, D) of SGLD with minibatches of ``batch`` rows drawn with replacement.
 
-    With h_i = N x_i x_i' / sigma^2 + I / s^2, H_B = mean of h_i over the batch and g_B(m) the minibatch gradient of U at
-    the mode, delta' = (I - h H_B) delta - h g_B(m) + sqrt(2 h T) xi. delta is independent of the batch and has mean 0 in
-    the stationary law, as has g_B(m), so the cross terms vanish:
+    With h_i = N x_i x_i' / sigma^2 + I / s^2, H_B = mean of h_i over the batch and g_B(m) the minibatch gradient of U
+    at the mode, delta' = (I - h H_B) delta - h g_B(m) + sqrt(2 h T) xi. delta is independent of the batch and has mean
+    0 in the stationary law, as has g_B(m), so the cross terms vanish:
 
         V = E[A V A'] + h^2 Cov(g_B(m)) + 2 h T I,     A = I - h H_B
         E[A V A'] = (I - h Lambda) V (I - h Lambda) + h^2 / B * (E_i[h_i V h_i] - Lambda V Lambda)

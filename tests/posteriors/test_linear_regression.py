@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+
+import bayesnn as bnn
 from tests.posteriors.linear import (
     K,
     N,
@@ -14,8 +16,6 @@ from tests.posteriors.linear import (
     problem,
     second_moment,
 )
-
-import bayesnn as bnn
 
 H = 0.004  # the step in the units of U: h times the largest eigenvalue of Lambda is about 0.6
 
@@ -90,8 +90,8 @@ def test_noise_that_is_off_by_a_fifth_is_seen(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(bnn.SGLD, "make_optimizer", louder)
     with pytest.raises(AssertionError, match="instead of 1"):
         assert_one(second_moment(sample(case, order="sequential"), case.mean, exact_covariance(case, H)))
+    draws = sample(case, batch=5, steps=6000)
     with pytest.raises(AssertionError, match="instead of 1"):
-        draws = sample(case, batch=5, steps=6000)
         assert_one(second_moment(draws, case.mean, iid_covariance(case, H, 5)))
 
 
@@ -103,7 +103,9 @@ def test_map_is_the_posterior_mean() -> None:
 
 
 def _fit_vi(case: Problem, batch: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(means, variances) of the fitted factors, each (K, D): a fast approach, then a slow one that averages the noise."""
+    """(means, variances) of the fitted factors, each (K, D): a fast approach, then a slow one that averages the
+    noise.
+    """
     data, posterior = (case.x, case.y), None
     for lr, steps in ((0.05, 1000), (2e-3, 5000)):
         epochs = steps if batch is None else steps * batch // N

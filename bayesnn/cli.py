@@ -1,0 +1,93 @@
+"""The ``bayesnn`` command: a thin skin over the library."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Errors of the user, and warnings, are one line on standard error; a traceback is for faults of the library."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = _show_warning
+        try:
+            yield
+        except (ValueError, TypeError, FileNotFoundError) as error:
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            raise typer.Exit(2) from error
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print("warning:", " ".join(str(message).split()), file=sys.stderr)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from bayesnn import __version__
+
+        print(f"bayesnn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Bayesian neural networks in PyTorch."""
+
+
+@app.command()
+def data() -> None:
+    """List the data sets that have a name."""
+    from bayesnn.data import names
+
+    print("\n".join(names()))
+
+
+@app.command()
+def compare(
+    data: Annotated[str, typer.Argument(help="Name of a data set: see `bayesnn data`.")],
+    net: Annotated[
+        list[str] | None,
+        typer.Option(help="mlp, lenet5 or convnet; give it again for more nets. Default: lenet5 for images, else mlp."),
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Names with commas between.")] = "map,ensemble,vi,sgld",
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the data. Default: about 1,250 steps, 2,500 for regression.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows a step.")] = 64,
+    seeds: Annotated[list[int], typer.Option(help="Give it again for more seeds.")] = [0],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="Folder for the table, the numbers and the pictures.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where data files lie. Default: $BAYESNN_DATA.")] = None,
+    progress: Annotated[bool, typer.Option(help="Show progress on standard error.")] = True,
+) -> None:
+    """Fit one net with many methods on the same budget, print their scores, and draw the pictures."""
+    with _one_line_errors():
+        from bayesnn.compare import compare as run
+
+        names = [name.strip() for name in methods.split(",") if name.strip()]
+        budget: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seeds": seeds}
+        result = run(data, net or None, names, **budget, directory=data_dir, progress=progress)
+        if not result.rows:
+            raise typer.Exit(130)
+        print(result.table())
+        if out is not None:
+            result.save(out)
+            print(f"\nTable, numbers and pictures are in {out}")
+
+
+def main() -> None:
+    """Entry point of the ``bayesnn`` command."""
+    app()

@@ -1,0 +1,142 @@
+"""What a step costs: every method against plain torch on the same net, data and batch, interleaved in one run.
+
+    python benchmarks/step.py                 # prints medians and ratios, writes results/step.json
+    make bench
+
+Every round takes one block of steps of each variant in turn, so that a machine that slows down slows them all; ratios
+are medians over rounds of the ratio within the round. ``fit`` is measured against the same method's steps in a bare
+loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import bayesnn as bnn
+from bayesnn.methods import Method, Plan
+from bayesnn.rng import Streams
+
+Step = Callable[[], object]
+
+
+def plain(net: nn.Module, x: Tensor, y: Tensor, optimizer: str) -> Step:
+    """The training step that everybody writes: zero_grad, loss, backward, step."""
+    net = copy.deepcopy(net)
+    if optimizer == "sgd":
+        chosen: torch.optim.Optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
+    else:
+        chosen = torch.optim.Adam(net.parameters(), lr=1e-3, fused=optimizer == "fused adam" or None)
+
+    def step() -> None:
+        chosen.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        chosen.step()
+
+    return step
+
+
+def ours(model: bnn.BayesianModel, x: Tensor, y: Tensor, method: Method) -> Step:
+    """One step of a method, as ``fit`` takes it."""
+    run = method.start(model.copy(), Plan(60_000, len(x), 10, 1000, 1), Streams(0, 0))
+    return lambda: run.step(x, y)
+
+
+def time_interleaved(steps: dict[str, Step], rounds: int, block: int) -> dict[str, list[float]]:
+    """Seconds a step, (round,) for each variant; the first rounds warm up and are dropped."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    warm = max(2, rounds // 10)
+    for round_ in range(rounds + warm):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            for _ in range(block):
+                step()
+            if round_ >= warm:
+                seconds[name].append((time.perf_counter() - began) / block)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], name: str, base: str) -> tuple[float, float, float]:
+    """Median and quartiles over rounds of the ratio within a round."""
+    ratios = [a / b for a, b in zip(seconds[name], seconds[base], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return middle, low, high
+
+
+def fit_against_bare_loop(net: nn.Module, x: Tensor, y: Tensor, batch: int, rounds: int) -> list[float]:
+    """Ratios of ``fit``'s epoch over in-memory data to the same steps, on the same batches, in a bare loop."""
+    model = bnn.BayesianModel(net, bnn.priors.Normal(1.0), bnn.likelihoods.Categorical())
+    method = bnn.SGLD(lr=1e-3, warm_up=0.0)
+    ratios = []
+    for seed in range(rounds):
+        began = time.perf_counter()
+        bnn.fit(model, (x, y), method, epochs=1, batch_size=batch, chains=1, seed=seed, progress=False)
+        fitted = time.perf_counter() - began
+        plan = Plan(len(x), batch, 1, -(-len(x) // batch), 1)
+        began = time.perf_counter()
+        run = method.start(model.copy(), plan, Streams(seed, 0))
+        for rows in torch.randperm(len(x)).split(batch):
+            run.step(x[rows], y[rows])
+        ratios.append(fitted / (time.perf_counter() - began))
+    return ratios
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=Path("results/step.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    generator = torch.Generator().manual_seed(0)
+    cases = {
+        "LeNet5 28x28, batch 64": (bnn.nets.LeNet5(), torch.randn(64, 1, 28, 28, generator=generator)),
+        "MLP 784-400-400-10, batch 128": (
+            bnn.nets.MLP(784, (400, 400), 10),
+            torch.randn(128, 784, generator=generator),
+        ),
+    }
+    report = {}
+    for title, (net, x) in cases.items():
+        y = torch.randint(10, (len(x),), generator=generator)
+        model = bnn.BayesianModel(net, bnn.priors.Normal(1.0), bnn.likelihoods.Categorical())
+        steps = {f"torch, {name}": plain(net, x, y, name) for name in ("adam", "fused adam", "sgd")}
+        steps |= {
+            "MAP": ours(model, x, y, bnn.MAP()),
+            "MeanFieldVI": ours(model, x, y, bnn.MeanFieldVI()),
+            "SGLD": ours(model, x, y, bnn.SGLD(lr=1e-3, warm_up=0.0)),
+        }
+        seconds = time_interleaved(steps, arguments.rounds, block=5)
+        print(f"\n{title} ({arguments.threads} threads)\n")
+        print("| step | ms | to Adam (quartiles) | to fused Adam | to SGD |\n|---|---|---|---|---|")
+        report[title] = {}
+        for name in steps:
+            middle, low, high = ratio(seconds, name, "torch, adam")
+            others = {base: ratio(seconds, name, base)[0] for base in ("torch, fused adam", "torch, sgd")}
+            milliseconds = 1e3 * statistics.median(seconds[name])
+            cells = " | ".join(f"{value:.2f}" for value in others.values())
+            print(f"| {name} | {milliseconds:.2f} | {middle:.2f} ({low:.2f} - {high:.2f}) | {cells} |")
+            others = {f"to {base}": value for base, value in others.items()}
+            report[title][name] = {"ms": milliseconds, "to torch, adam": middle, **others}
+        rows = torch.randn(64 * len(x), *x.shape[1:], generator=generator)
+        targets = torch.randint(10, (len(rows),), generator=generator)
+        ratios = fit_against_bare_loop(net, rows, targets, len(x), rounds=max(5, arguments.rounds // 6))
+        median = statistics.median(ratios)
+        print(f"\nfit, one epoch of 64 steps of SGLD, to the same steps in a bare loop: {median:.3f}")
+        report[title]["fit to bare loop"] = {"median": median}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

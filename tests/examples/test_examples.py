@@ -1,0 +1,47 @@
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run_example(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        scope = runpy.run_path(str(EXAMPLES / name))
+        return scope, capsys.readouterr().out
+
+    return run_example
+
+
+def test_compare_cnn_prints_the_scores_and_draws_two_pictures(run, tmp_path):
+    scope, printed = run("compare_cnn.py", "--epochs", "2")
+    rows = [re.split(r"\s{2,}", line) for line in printed.splitlines()[2:6]]
+    assert [row[0] for row in rows] == list(scope["methods"])
+    for name, accuracy, *_, epistemic, aleatoric in rows:
+        predictive = scope["predictives"][name]
+        right = (predictive.mean.argmax(1) == scope["test"].y).double().mean()
+        assert float(accuracy) == pytest.approx(float(right), abs=5e-4)
+        assert float(epistemic) + float(aleatoric) == pytest.approx(float(predictive.total.mean()), abs=1.1e-3)
+    assert float(rows[0][-2]) == 0.0  # one net does not disagree with itself
+    assert float(rows[1][-2]) > 0.0
+    for picture in ("accuracy_rejection.png", "certainty.png"):
+        assert imread(tmp_path / "results" / "compare_cnn" / picture).shape[0] > 100
+
+
+def test_regression_gap_prints_the_spread_and_draws_the_band(run, tmp_path):
+    scope, printed = run("regression_gap.py", "--epochs", "60", "--out", "here")
+    rows = {line.split("  ")[0]: [float(v) for v in line.split()[-4:]] for line in printed.splitlines()[1:4]}
+    assert list(rows) == ["MAP", "mean-field VI", "SGLD"]
+    assert rows["MAP"][:2] == [0.0, 0.0]
+    assert rows["SGLD"][0] == pytest.approx(float(scope["in_gap"]), abs=5e-4)
+    median, largest = re.search(r"median ([\d.]+), largest ([\d.]+)", printed).groups()
+    assert 0.9 < float(median) <= float(largest)
+    assert imread(tmp_path / "here" / "band.png").shape[0] > 100
