@@ -196,7 +196,7 @@ def compare(
     batch_size : rows a step; None takes all.
     seeds : of initial weights, noise, order of the data and the validation part. The test part is always the same.
     likelihood : ``Categorical()`` for integer targets and ``Normal()`` (inferred noise) for real ones by default.
-    prior : the library's default, ``Normal(1.0)``, by default.
+    prior : the library's default, ``Layerwise(gain=3.0)``, where none is given.
     validation : a share of the training rows, or (x, y), scored after each epoch for the training curves; or None.
     ood : inputs from elsewhere for the picture of entropies: a name for :func:`bayesnn.data.load_test`, ``Data`` or a
         tensor, as the net takes them. By default, for images, the notMNIST letters (for MNIST and Fashion-MNIST, where

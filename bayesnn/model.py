@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bayesnn.likelihoods import Likelihood
-from bayesnn.priors import Normal, PriorRule
+from bayesnn.priors import Layerwise, PriorRule
 
 State = dict[str, Tensor]
 
@@ -31,7 +31,7 @@ class BayesianModel(nn.Module):
     net : any ``torch.nn.Module`` from inputs (batch, ...) to outputs (batch, ...). It is not touched: fitting works
         on copies, and the net stays the deterministic baseline.
     prior : a prior of :mod:`bayesnn.priors`, or any callable ``(name, parameter, module) -> distribution | None``;
-        ``Normal(1.0)`` by default. Parameters with ``requires_grad=False`` are constants and get no prior.
+        ``Layerwise(gain=3.0)`` by default: standard deviation 3 / sqrt(fan_in). Parameters with ``requires_grad=False`` are constants and get no prior.
     likelihood : a likelihood of :mod:`bayesnn.likelihoods`.
 
     Attributes
@@ -60,7 +60,7 @@ class BayesianModel(nn.Module):
                 )
         self.net = net
         self.likelihood = likelihood
-        self.prior: PriorRule = prior if prior is not None else Normal(1.0)
+        self.prior: PriorRule = prior if prior is not None else Layerwise(gain=3.0)
         self._set_priors()
 
     def _set_priors(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def run(name: str, seed: int, methods: list[str], longer: bool) -> dict[str, dic
     model, rows = model_for(train), {}
     fits: dict[str, Any] = {
         "MAP, early stopping": lambda: bnn.fit(
-            model, train, bnn.MAP(), seed=seed, validation=0.2, early_stopping=50, progress=False
+            model, train, bnn.MAP(), seed=seed, validation=0.2, early_stopping=patience(train), progress=False
         ),
         "MAP": lambda: bnn.fit(model, train, bnn.MAP(), seed=seed, progress=False),
         "SGLD": lambda: bnn.fit(model, train, bnn.SGLD(), seed=seed, progress=False),
@@ -50,6 +51,11 @@ def run(name: str, seed: int, methods: list[str], longer: bool) -> dict[str, dic
             )
             rows["MeanFieldVI, 10 x epochs"] = report(longer_fit, test)
     return rows
+
+
+def patience(train: bnn.data.Data) -> int:
+    """Epochs that make 1000 steps: a loss that is noisy or flat for a while must not stop the baseline."""
+    return math.ceil(1000 / math.ceil(0.8 * len(train) / 64))
 
 
 def report(posterior: bnn.Posterior, test: bnn.data.Data) -> dict[str, float]:

@@ -33,7 +33,7 @@ def test_rows_are_the_scores_of_the_posterior_with_the_same_seed(two_nets, digit
     train, test = digits
     for name, (method, chains) in named_settings().items():
         row = next(r for r in result.rows if (r["net"], r["method"], r["seed"]) == ("mlp", name, 3))
-        model = bnn.BayesianModel(NETS["mlp"](train), bnn.priors.Normal(1.0), bnn.likelihoods.Categorical())
+        model = bnn.BayesianModel(NETS["mlp"](train), bnn.priors.Layerwise(gain=3.0), bnn.likelihoods.Categorical())
         posterior = bnn.fit(
             model, train, method, epochs=8, chains=chains, seed=3, validation=0.1, batch_size=64, progress=False
         )
@@ -77,7 +77,7 @@ def test_json_holds_rows_and_settings(two_nets):
     assert read["seeds"] == [3, 4]
     assert read["epochs"] == 8
     assert read["methods"]["ensemble"] == {**bnn.MAP().config(), "chains": 5}
-    assert read["prior"] == bnn.priors.Normal(1.0).config()
+    assert read["prior"] == bnn.priors.Layerwise(gain=3.0).config()
     assert read["versions"]["torch"] == torch.__version__
 
 
