@@ -22,7 +22,7 @@ def _one_line_errors() -> Iterator[None]:
         warnings.showwarning = _show_warning
         try:
             yield
-        except (ValueError, TypeError, FileNotFoundError) as error:
+        except (ValueError, TypeError, OSError) as error:
             print("error:", " ".join(str(error).split()), file=sys.stderr)
             raise typer.Exit(2) from error
 
@@ -75,7 +75,11 @@ def compare(
 ) -> None:
     """Fit one net with many methods on the same budget, print their scores, and draw the pictures."""
     with _one_line_errors():
+        from bayesnn.compare import check_folder
         from bayesnn.compare import compare as run
+
+        if out is not None:
+            check_folder(out)
 
         names = [name.strip() for name in methods.split(",") if name.strip()]
         budget: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seeds": seeds}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import platform
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from bayesnn import data as bd
 from bayesnn import metrics, nets
-from bayesnn.errors import DivergedError, at_least, unknown
+from bayesnn.errors import DivergedError, at_least, is_real, unknown
 from bayesnn.fit import DEFAULT_BATCH, fit
 from bayesnn.likelihoods import Categorical, Likelihood, Normal
 from bayesnn.methods import MAP, SGLD, MeanFieldVI, Method
@@ -212,9 +213,11 @@ def compare(
 
     Raises
     ------
-    ValueError, TypeError : unknown names, and all that ``fit`` refuses.
+    ValueError, TypeError : unknown names, names given twice, ``out`` that is a file, and all that ``fit`` refuses.
     FileNotFoundError : the data are neither found nor downloaded.
     """
+    if out is not None:
+        check_folder(out)
     train, test = _parts(data, directory)
     makers = _makers(net, train)
     if likelihood is None:
@@ -224,7 +227,7 @@ def compare(
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"Expected seeds, each once, got {seeds}: pass seeds=(0, 1, 2).")
     if epochs is None:
-        share = validation if isinstance(validation, float) else 0.0
+        share = float(validation) if is_real(validation) else 0.0
         rows = round(len(train) * (1 - share))
         steps = _STEPS["classes" if likelihood.kind == "classes" else "other"]
         epochs = max(_LEAST_EPOCHS, round(steps / max(1, math.ceil(rows / (batch_size or rows)))))
@@ -238,52 +241,57 @@ def compare(
         "prior": None,  # as the models have it, the library's default included: filled in below
         "likelihood": likelihood.config(),
         "epochs": epochs, "batch_size": batch_size, "seeds": seeds,
-        "validation": validation if isinstance(validation, float) else None,
+        "validation": float(validation) if is_real(validation) else None,
         "ood": elsewhere[0] if elsewhere is not None else None, "threads": torch.get_num_threads(),
         "versions": versions(),
     }, {}, train, test, elsewhere)  # fmt: skip
-    for seed in seeds:
-        for net_name, make in makers.items():
-            for name, (method, chains) in settings.items():
-                if progress:
-                    print(f"{net_name}, {name}, seed {seed}", file=sys.stderr, flush=True)
-                with isolated(generator(seed)):  # for modules without reset_parameters: fit keeps their initial values
-                    model = BayesianModel(make(train), prior, likelihood)
-                rule = model.prior
-                comparison.settings["prior"] = rule.config() if hasattr(rule, "config") else repr(rule)
-                row: Row = {"net": net_name, "method": name, "seed": seed}
-                posterior: Posterior | None = None
-                with warnings.catch_warnings(record=True) as caught:
-                    warnings.simplefilter("always", UserWarning)
-                    try:
-                        posterior = fit(model, train, method, chains=chains, seed=seed, **how)
-                    except DivergedError as error:  # the other methods' results are worth keeping
-                        warnings.warn(str(error), stacklevel=1)
-                for warning in caught:  # they shall say whose they are
-                    warnings.warn(f"{net_name}, {name}, seed {seed}: {warning.message}", warning.category, stacklevel=2)
-                if posterior is None:
-                    nothing = dict.fromkeys((*comparison.scores, "seconds", "gradient_evaluations"), math.nan)
-                    comparison.rows.append({**row, **nothing})
-                    continue
-                if posterior.info["interrupted"]:
-                    comparison.interrupted = True
-                    break
-                predictive = posterior.predict(test.x)
-                row |= score(predictive, test.y, likelihood.kind)
-                row["seconds"] = sum(posterior.info["seconds"])
-                row["gradient_evaluations"] = sum(posterior.info["gradient_evaluations"])
-                comparison.rows.append(row)
-                # One seed's posteriors are kept: the draws of a sampler are the large part.
-                if seed == seeds[0]:
-                    total = predictive.total if likelihood.kind == "classes" else None
-                    comparison.fitted[net_name, name] = Fitted(posterior, predictive.mean, total)
-            if comparison.interrupted:
-                break
-        if comparison.interrupted:
-            break
+    try:
+        for seed, (net_name, make), (name, (method, chains)) in itertools.product(
+            seeds, makers.items(), settings.items()
+        ):
+            if progress:
+                print(f"{net_name}, {name}, seed {seed}", file=sys.stderr, flush=True)
+            with isolated(generator(seed)):  # for modules without reset_parameters: fit keeps their initial values
+                model = BayesianModel(make(train), prior, likelihood)
+            rule = model.prior
+            comparison.settings["prior"] = rule.config() if hasattr(rule, "config") else repr(rule)
+            row: Row = {"net": net_name, "method": name, "seed": seed}
+            posterior: Posterior | None = None
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", UserWarning)
+                try:
+                    posterior = fit(model, train, method, chains=chains, seed=seed, **how)
+                except DivergedError as error:  # the other methods' results are worth keeping
+                    warnings.warn(str(error), stacklevel=1)
+            for warning in caught:  # they shall say whose they are
+                warnings.warn(f"{net_name}, {name}, seed {seed}: {warning.message}", warning.category, stacklevel=2)
+            if posterior is None:
+                nothing = dict.fromkeys((*comparison.scores, "seconds", "gradient_evaluations"), math.nan)
+                comparison.rows.append({**row, **nothing})
+                continue
+            if posterior.info["interrupted"]:
+                raise KeyboardInterrupt
+            predictive = posterior.predict(test.x)
+            row |= score(predictive, test.y, likelihood.kind)
+            row["seconds"] = sum(posterior.info["seconds"])
+            row["gradient_evaluations"] = sum(posterior.info["gradient_evaluations"])
+            # One seed's posteriors are kept: the draws of a sampler are the large part.
+            if seed == seeds[0]:
+                total = predictive.total if likelihood.kind == "classes" else None
+                comparison.fitted[net_name, name] = Fitted(posterior, predictive.mean, total)
+            comparison.rows.append(row)
+    except KeyboardInterrupt:  # in a fit, between fits or while scoring: what is whole is kept
+        comparison.interrupted = True
     if out is not None:
         comparison.save(out)
     return comparison
+
+
+def check_folder(out: str | Path) -> None:
+    """Raise ValueError where ``out`` cannot be a folder, as it or what it should lie in is a file."""
+    there = next((path for path in (Path(out), *Path(out).parents) if path.exists()), None)
+    if there is not None and not there.is_dir():
+        raise ValueError(f"Expected a folder in out, got {out}, but {there} is a file: name another.")
 
 
 def score(predictive: Predictive, y: Tensor, kind: str = "classes") -> dict[str, float]:
@@ -345,11 +353,14 @@ def _makers(net: Any, train: bd.Data) -> dict[str, MakeNet]:
         if isinstance(one, nn.Module):
             raise TypeError(f"Expected a function from data to a net, got {type(one).__name__}: pass lambda data: net.")
         if callable(one):
-            makers[getattr(one, "__name__", "net").strip("<>")] = one
+            name, make = getattr(one, "__name__", "net").strip("<>"), one
         elif one in NETS:
-            makers[one] = NETS[one]
+            name, make = one, NETS[one]
         else:
             raise unknown("net", one, NETS)
+        if name in makers:
+            raise ValueError(f"Expected nets of different names, got {name!r} twice: leave one out, or name it by def.")
+        makers[name] = make
     return makers
 
 
@@ -363,6 +374,9 @@ def _settings(methods: Any, kind: str) -> dict[str, tuple[Method, int]]:
         for name in methods:
             if name not in known:
                 raise unknown("method", name, known)
+        twice = next((name for i, name in enumerate(methods) if name in methods[:i]), None)
+        if twice is not None:
+            raise ValueError(f"Expected each method once, got {twice!r} twice: leave one out.")
         pairs = {name: known[name] for name in methods}
     if not pairs:
         raise ValueError(f"Expected at least one method, got none: known are {', '.join(named_settings())}.")

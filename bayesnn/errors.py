@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -21,18 +21,23 @@ def unknown(kind: str, got: object, known: Iterable[str]) -> ValueError:
     return ValueError(f"Unknown {kind} {got!r}: {hint}Known: {', '.join(known)}.")
 
 
+def is_real(value: Any) -> bool:
+    """Whether ``value`` is a real number of any type, numpy's included, but no boolean."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def positive(name: str, value: Any) -> float:
     """``value`` if it is a finite number > 0, else a ValueError that names it."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+    if not is_real(value) or not 0 < value < float("inf"):
         raise ValueError(f"Expected {name} > 0 and finite, got {value!r}: give a positive number.")
-    return value
+    return float(value)
 
 
 def fraction(name: str, value: Any) -> float:
     """``value`` if it lies in [0, 1), else a ValueError that names it."""
-    if not isinstance(value, (int, float)) or not 0 <= value < 1:
+    if not is_real(value) or not 0 <= value < 1:
         raise ValueError(f"Expected {name} in [0, 1), got {value!r}: it is a share, not a count.")
-    return value
+    return float(value)
 
 
 def at_least(name: str, value: Any, least: int) -> int:

@@ -16,7 +16,7 @@ from bayesnn.methods import MAP, METHODS, Method, Plan, Run
 from bayesnn.methods.base import make_schedule, reset_parameters
 from bayesnn.model import BayesianModel, State
 from bayesnn.posterior import Posterior
-from bayesnn.prepare import Task, on_device, prepare
+from bayesnn.prepare import Task, prepare
 from bayesnn.progress import Progress
 from bayesnn.rng import Streams, isolated
 from bayesnn.source import Draws, Source
@@ -53,7 +53,7 @@ def fit(
         predictions are given back in the targets' own units.
     method : what to fit: ``MAP()`` (the default), ``MeanFieldVI()``, ``SGLD()``, ... or the name of one.
     epochs : passes over the data; by default as many as give the method's default number of steps.
-    batch_size : rows a step; None, or more than there are, takes all of them: exact gradients.
+    batch_size : rows a step; None, or more than there are, takes all of them: exact gradients. A loader has its own.
     chains : independent chains, each with its own initial weights, noise and order of the data; the method's default
         otherwise (4 for samplers, 1 else). ``MAP()`` with ``chains=5`` is a deep ensemble.
     seed : of everything random. On the CPU the same seed gives the same bits (for the same number of threads), and a
@@ -62,8 +62,10 @@ def fit(
         (of more than 500 epochs: after 500 of them, evenly spaced) into the history.
     early_stopping : stop when the validation negative log likelihood has not improved for so many epochs, and go back
         to the best one. Not for samplers.
-    init : where the chains start: ``"fresh"`` initial weights (each module's ``reset_parameters``; parameters that no
-        module resets keep the net's values), ``"net"`` the net's present weights, or a posterior to go on from.
+    init : where the chains start. ``"fresh"``: initial weights drawn anew by each module's ``reset_parameters``: the
+    net's
+        present trainable weights are discarded (parameters that no module resets, and frozen ones, keep their values).
+        ``"net"``: the net's present weights, for a pretrained net. A posterior: its chains go on, with new noise.
     order : ``"reshuffle"`` (each row once an epoch), ``"iid"`` (rows drawn with replacement), ``"sequential"``.
     num_data : N, where ``data`` is a loader that does not tell.
     device : where to compute.
@@ -98,20 +100,26 @@ def fit(
         raise ValueError("Expected at least one trainable parameter, got none: set requires_grad on some of the net's.")
     model = model.copy().to(device)
     task = prepare(model, data, validation, num_data, seed)
-    plan = _plan(method, task, batch_size, epochs, chains)
+    plan = _plan(method, task, batch_size, epochs, chains, order)
     method.check(model, plan)
-    if init == "fresh" and chains > 1:
-        _warn_if_alike(model)
+    if chains > 1 and init == "fresh":
+        _warn_if_alike(model, seed)
+    if isinstance(init, Posterior) and chains > init.num_chains and method.is_sampler:
+        warnings.warn(
+            f"{chains} chains start from {init.num_chains}: R-hat cannot tell whether they agree. Start from as many.",
+            stacklevel=2,
+        )
 
     sources: list[Source] = []
     history: list[dict[str, Any]] = []
     info: dict[str, Any] = {
         "method": method.config(), "seed": seed, "epochs": plan.epochs, "batch_size": plan.batch_size,
-        "steps": plan.steps, "gradient_evaluations": [], "seconds": [], "diverged": [], "interrupted": False,
+        "steps": plan.steps, "round": init.info.get("round", 0) + 1 if isinstance(init, Posterior) else 0,
+        "gradient_evaluations": [], "minibatch_noise": [], "seconds": [], "diverged": [], "interrupted": False,
     }
     with Progress(progress, plan, chains * method.draw_bytes(model, plan)) as bar:
         for chain in range(chains):
-            streams = Streams(seed, chain, device)
+            streams = Streams(seed, chain, device, info["round"])
             start = init.sources[chain % init.num_chains] if isinstance(init, Posterior) else None
             copy = model.copy()
             if init == "fresh":
@@ -127,6 +135,7 @@ def fit(
                 sources.append(source)
             history.extend(worker.history)
             info["gradient_evaluations"].append(worker.state.gradient_evaluations)
+            info["minibatch_noise"].append(worker.state.minibatch_noise)
             info["seconds"].append(time.perf_counter() - began)
             if worker.diverged_at is not None:
                 info["diverged"].append({"chain": chain, "step": worker.diverged_at})
@@ -138,6 +147,13 @@ def fit(
         raise DivergedError(
             f"Expected a finite loss, got NaN or infinity in chain {first['chain']} at step {first['step']}, before a "
             f"draw was kept: lower lr (now {getattr(method, 'lr', None)})."
+        )
+    loudest = max((share for share in info["minibatch_noise"] if share is not None), default=0.0)
+    if loudest > 1:
+        warnings.warn(
+            f"Minibatches add {loudest:.2g} times the noise that {type(method).__name__} injects along the stiffest "
+            "direction, so the posterior is wider than it should be: lower lr, raise batch_size, or leave lr=None.",
+            stacklevel=2,
         )
     train = (task.x, task.y) if task.x is not None and task.y is not None else None
     return Posterior(model, sources, task.num_data, task.target, history, info, train)
@@ -157,6 +173,7 @@ class _Chain:
         self.interrupted = False
         self._best: tuple[float, int, dict[str, Any]] | None = None
         self._steps = 0
+        self._short = False
 
     def run(self, batches: Batches | Loader, method: Method) -> None:
         """All epochs, until the budget, the patience, the user or a NaN ends them."""
@@ -181,6 +198,11 @@ class _Chain:
                 self._record(block[-1], loss, (time.perf_counter() - began) / len(block))
                 if self._exhausted(block[-1]):
                     return
+        except ValueError as error:
+            if not self.kept:
+                raise
+            self.interrupted = True
+            warnings.warn(f"Stopped with {len(self.kept)} draws kept: {error}", stacklevel=3)
         except KeyboardInterrupt:
             self.interrupted = True
             warnings.warn("Interrupted: the posterior holds what there is so far.", stacklevel=3)
@@ -202,14 +224,26 @@ class _Chain:
             total += value
             count += 1
             self.bar.step(value)
-        return total / count
+        if count < self.plan.steps_per_epoch and not self._short:
+            self._short = True
+            warnings.warn(
+                f"Expected {self.plan.steps_per_epoch} minibatches in epoch {epoch}, got {count}: the loader ended "
+                "early.",
+                stacklevel=4,
+            )
+        return total / max(count, 1)
 
     def _placed(self, batches: Batches | Loader) -> Any:
         if isinstance(batches, Batches):
             return batches
-        model, outputs = self.state.model, self.task.num_outputs
-        placed = (on_device(model, x, y) for x, y in batches)
-        return ((x, model.likelihood.check_targets(y, outputs)) for x, y in placed)
+        return (self._checked(*self.state.model.place(x, y)) for x, y in batches)
+
+    def _checked(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A minibatch of a user's loader: what data in memory are held to before the run, one batch at a time."""
+        for name, value in (("inputs", x), ("targets", y)):
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise ValueError(f"Expected finite {name}, got NaN or infinity in minibatch {self._steps + 1}.")
+        return x, self.state.model.likelihood.check_targets(y, self.task.num_outputs)
 
     def _record(self, epoch: int, loss: float, seconds: float) -> None:
         row: dict[str, Any] = {"chain": self.number, "epoch": epoch, "loss": loss, **self.state.end_epoch()}
@@ -273,31 +307,39 @@ def _method(method: Method | type[Method] | str | None) -> Method:
 
 
 def _plan(
-    method: Method, task: Task, batch_size: int | None, epochs: int | None, chains: int
+    method: Method, task: Task, batch_size: int | None, epochs: int | None, chains: int, order: Order
 ) -> Plan:
     if method.access == "full" and task.loader is not None:
         raise ValueError(f"Expected data in memory for {type(method).__name__}, which needs all rows, got a loader.")
-    size = task.num_data if batch_size is None or method.access == "full" else min(batch_size, task.num_data)
-    steps = len(task.loader) if task.loader is not None else -(-task.num_data // size)
+    if task.loader is not None and order != "reshuffle":
+        raise ValueError(f"Expected no order= with a loader, which has its own, got {order!r}.")
+    if task.batch_rows is not None:
+        size = task.batch_rows
+    else:
+        size = task.num_data if batch_size is None or method.access == "full" else min(batch_size, task.num_data)
+    steps = len(task.batches(size, order, torch.Generator()))
     if epochs is None:
         epochs = max(1, round(method.default_steps / steps))
     return Plan(task.num_data, size, at_least("epochs", epochs, 1), steps, chains, task.random_net)
 
 
-def _warn_if_alike(model: BayesianModel) -> None:
-    kept = set(_unreset(model))
-    if kept and len(kept) == len(list(model.net.parameters())):
+def _warn_if_alike(model: BayesianModel, seed: int) -> None:
+    """Say which weights every chain starts from alike: no module resets them."""
+    fresh = []
+    for chain in (0, 1):
+        copy = model.copy()
+        with isolated(Streams(seed, chain).fence):
+            reset_parameters(copy)
+        fresh.append(dict(copy.net.named_parameters()))
+    alike = [
+        name
+        for name, value in fresh[0].items()
+        # Constants such as zero biases are alike by design.
+        if value.requires_grad and torch.equal(value, fresh[1][name]) and value.numel() > 1 and value.std() > 0
+    ]
+    if alike:
         warnings.warn(
-            "No module of the net has reset_parameters(): all chains start from the same weights. Give the net one, or "
-            "pass init=.",
+            f"All chains start from the same {', '.join(alike[:3])}{', ...' if len(alike) > 3 else ''}: no module "
+            "resets them. Give their module a reset_parameters() method, or pass init=.",
             stacklevel=3,
         )
-
-
-def _unreset(model: BayesianModel) -> list[str]:
-    return [
-        name
-        for prefix, module in model.net.named_modules()
-        if not callable(getattr(module, "reset_parameters", None))
-        for name, _ in module.named_parameters(prefix, recurse=False)
-    ]

@@ -53,12 +53,13 @@ def _rows(posterior: Posterior, data: tuple[Any, Any] | None) -> tuple[Any, Any]
             "Expected data=(x, y): this posterior does not hold its training data (loaded, or from a loader)."
         )
     x, y = posterior.train
-    return x, (posterior.target.inverse(y) if posterior.target is not None else y)
+    return x, (posterior.target.inverse(y.double()) if posterior.target is not None else y)
 
 
 def _replicates(predictive: Any) -> torch.Tensor:
     """One sample of the targets for each draw, (draws of all chains, batch, ...)."""
-    stream = generator(0, 1)
+    # A key of its own: fits have (seed, chain, 0 to 2, ...), and Predictive.sample has (seed, 0, 3).
+    stream = generator(0, 0, 4)
     with isolated(stream):
         parts = [predictive._model.likelihood.distribution(params).sample() for _, params in predictive._blocks()]
     return torch.cat(parts, dim=1)

@@ -31,13 +31,16 @@ class BayesianModel(nn.Module):
     net : any ``torch.nn.Module`` from inputs (batch, ...) to outputs (batch, ...). It is not touched: fitting works
         on copies, and the net stays the deterministic baseline.
     prior : a prior of :mod:`bayesnn.priors`, or any callable ``(name, parameter, module) -> distribution | None``;
-        ``Layerwise(gain=3.0)`` by default: standard deviation 3 / sqrt(fan_in). Parameters with ``requires_grad=False`` are constants and get no prior.
+        ``Layerwise(gain=3.0)`` by default: standard deviation 3 / sqrt(fan_in), 1 for biases. Parameters with
+        ``requires_grad=False`` are constants and get no prior.
     likelihood : a likelihood of :mod:`bayesnn.likelihoods`.
 
     Attributes
     ----------
     log_priors : dict of parameter name (``"net.0.weight"``, ``"likelihood.log_scale"``) to its prior distribution.
     deterministic : names of the trainable parameters without a prior.
+    moving : names of the buffers that a forward pass in train mode changes (running statistics): they belong to a draw
+        as its weights do. Those of normalisation layers to begin with; ``fit`` looks for others.
 
     Examples
     --------
@@ -61,6 +64,12 @@ class BayesianModel(nn.Module):
         self.net = net
         self.likelihood = likelihood
         self.prior: PriorRule = prior if prior is not None else Layerwise(gain=3.0)
+        self.moving = {
+            f"{prefix}.{name}"
+            for prefix, module in self.named_modules()
+            if isinstance(module, nn.modules.batchnorm._NormBase)
+            for name, _ in module.named_buffers(recurse=False)
+        }
         self._set_priors()
 
     def _set_priors(self) -> None:
@@ -146,17 +155,13 @@ class BayesianModel(nn.Module):
         """A copy of what one draw is: trainable parameters and those buffers that training may move."""
         with torch.no_grad():
             state = {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
-            state.update({name: b.clone() for name, b in self.moving_buffers().items()})
+            state.update({name: b.clone() for name, b in self.named_buffers() if name in self.moving})
         return state
 
-    def moving_buffers(self) -> dict[str, Tensor]:
-        """Running statistics of normalisation layers: they belong to a draw as its weights do."""
-        return {
-            f"{prefix}.{name}": buffer
-            for prefix, module in self.named_modules()
-            if isinstance(module, nn.modules.batchnorm._NormBase)
-            for name, buffer in module.named_buffers(recurse=False)
-        }
+    def place(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Floating tensors in the net's dtype, all on its device."""
+        reference = next(iter(self.parameters()))
+        return tuple(v.to(reference) if v.is_floating_point() else v.to(reference.device) for v in tensors)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Write a state into this model's parameters and buffers (in place; shapes and names must agree)."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bayesnn.data.dataset import as_inputs
 from bayesnn.errors import at_least
 from bayesnn.model import BayesianModel, State
 from bayesnn.predictive import Predictive
@@ -76,7 +77,7 @@ class Posterior:
 
         Parameters
         ----------
-        x : inputs (batch, ...), a tensor or array.
+        x : inputs (batch, ...): a tensor, array, data frame or list.
         draws : draws a chain: evenly spaced ones of those stored (all by default), or samples of a distribution
             (100 by default).
         batch_size : inputs in one forward pass.
@@ -163,7 +164,7 @@ class Posterior:
 
     def _inputs(self, x: Any) -> Tensor:
         reference = next(iter(self.model.parameters()))
-        inputs: Tensor = torch.as_tensor(x)
+        inputs = as_inputs(x)
         inputs = inputs.to(reference) if inputs.is_floating_point() else inputs.to(reference.device)
         if inputs.dim() == 0 or len(inputs) == 0:
             raise ValueError(f"Expected at least one input, (batch, ...), got shape {tuple(inputs.shape)}: give rows.")

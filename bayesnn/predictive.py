@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from bayesnn.data.dataset import as_targets
 from bayesnn.errors import at_least, first_line
 from bayesnn.likelihoods.base import Params
 from bayesnn.model import BayesianModel, State
@@ -104,9 +105,14 @@ class Predictive:
     def log_prob(self, y: Any) -> Tensor:
         """log p(y_i | x_i, D) of the mixture, (batch,), in nats; a density in the targets' own units.
 
+        Parameters
+        ----------
+        y : targets (batch, ...): a tensor, array, data frame or list.
+
         Raises
         ------
         ValueError : ``y`` has another number of rows, shape or dtype than this likelihood takes.
+        TypeError : ``y`` holds no numbers.
         """
         return torch.cat([torch.logsumexp(part, 0) for part in self._log_likelihoods(y)]) - math.log(self.num_draws)
 
@@ -146,7 +152,8 @@ class Predictive:
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """``n`` samples of the targets, (n, batch, ...), each of one draw for all inputs: coherent functions."""
         at_least("n", n, 1)
-        stream = generator(seed, 0)
+        # A key of its own: (seed, chain) is for samples of the weights, (seed, chain, 0 to 2, ...) for fits.
+        stream = generator(seed, 0, 3)
         which = torch.randint(self.num_draws, (n,), generator=stream)
         with isolated(stream):
             parts = [
@@ -179,14 +186,17 @@ class Predictive:
         return summary[part]
 
     def _targets(self, y: Any) -> Tensor:
-        targets: Tensor = torch.as_tensor(y)
-        if len(targets) != len(self._x):
-            raise ValueError(f"Expected targets for {len(self._x)} inputs, got {len(targets)}: give each its target.")
+        targets = as_targets(y)
+        if targets.dim() == 0 or len(targets) != len(self._x):
+            got = len(targets) if targets.dim() else f"the single number {targets.item():g}"
+            raise ValueError(f"Expected targets for {len(self._x)} inputs, got {got}: give each its target.")
         reference = next(iter(self._model.parameters()))
-        targets = targets.to(reference) if targets.is_floating_point() else targets.to(reference.device)
+        # Where targets were standardised, their own units may need float64, and _blocks answers in it.
+        dtype = reference.dtype if self._target is None else torch.float64
+        targets = targets.to(reference.device, dtype if targets.is_floating_point() else None)
         outputs = self._first_outputs()
         targets = self._model.likelihood.check_targets(targets, 1 if outputs.dim() == 1 else outputs.shape[1])
-        return targets.to(reference) if targets.is_floating_point() else targets
+        return targets.to(dtype) if targets.is_floating_point() else targets
 
     @torch.no_grad()
     def _first_outputs(self) -> Tensor:
@@ -205,7 +215,7 @@ class Predictive:
             raise ValueError(f"Expected a real target for .{what}, got classes: use .total, .aleatoric or .epistemic.")
 
     def _invert_cdf(self, params: Params, level: float) -> Tensor:
-        """Bisection on the mixture's cdf; for counts the least integer whose cdf reaches the level."""
+        """Where the mixture's cdf reaches the level; for counts the least such integer, by bisection."""
         likelihood = self._model.likelihood
 
         def mixture_cdf(y: Tensor) -> Tensor:
@@ -214,21 +224,28 @@ class Predictive:
         medians = likelihood.median(params)
         low, high = medians.amin(0), medians.amax(0)
         width = (high - low).clamp_min(1e-3 * (1 + high.abs()))
+        if likelihood.location_scale:
+            width = torch.maximum(width, params["scale"].amax(0))
         # A count's cdf is zero below its support, so that the least count is found as well.
         floor = likelihood.lower_bound - (likelihood.kind == "count")
-        while True:
-            too_high = (mixture_cdf(low) >= level) & (low > floor)
-            too_low = mixture_cdf(high) < level
-            if not (too_high.any() or too_low.any()):
-                break
+        if likelihood.kind == "count":
+            low, high, width = low.floor(), high.ceil(), width.ceil()
+        at_low, at_high = mixture_cdf(low), mixture_cdf(high)
+        while (too_high := (at_low >= level) & (low > floor)).any():
             low = torch.where(too_high, (low - width).clamp_min(floor), low)
+            at_low, width = mixture_cdf(low), 2 * width
+        while (too_low := at_high < level).any():
             high = torch.where(too_low, high + width, high)
-            width = 2 * width
-        for _ in range(60):
-            middle = (low + high) / 2
-            reached = mixture_cdf(middle) >= level
-            low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
-        return high.round() if likelihood.kind == "count" else high
+            at_high, width = mixture_cdf(high), 2 * width
+        if likelihood.kind == "count":
+            while ((low < (middle := ((low + high) / 2).floor())) & (middle < high)).any():
+                reached = mixture_cdf(middle) >= level
+                low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+            return high
+        least = torch.zeros_like(low)  # a density on (0, inf) may have quantiles of any size: relative precision
+        if likelihood.location_scale:
+            least = params["scale"].amin(0) * (1e-12 if low.dtype == torch.float64 else 1e-7)
+        return _root(lambda y: mixture_cdf(y) - level, (low, high), (at_low - level, at_high - level), least)
 
     def _blocks(self) -> Iterator[tuple[slice, Params]]:
         """(rows, parameters of the targets' distribution, each (draw, row, ...)), block after block."""
@@ -265,6 +282,36 @@ class Predictive:
                     whole = parts[0][key] if len(parts) == 1 else torch.cat([part[key] for part in parts])
                     stacked.setdefault(key, []).append(whole)
         return {key: torch.stack(values) for key, values in stacked.items()}
+
+
+def _root(
+    function: Callable[[Tensor], Tensor], bracket: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor], least: Tensor
+) -> Tensor:
+    """Where an increasing ``function``, given its values at both ends of a bracket, is zero: for each element.
+
+    Chandrupatla's method (Adv. Eng. Software 28, 145-149, 1997): inverse quadratic interpolation where that is safe and
+    bisection elsewhere. It stops where every bracket is shorter than ``least`` plus twice the spacing of the
+    floating-point numbers there.
+    """
+    (a, b), (f_a, f_b), eps = bracket, values, torch.finfo(least.dtype).eps
+    t = torch.full_like(a, 0.5)
+    for _ in range(100):
+        best = torch.where(f_a.abs() < f_b.abs(), a, b)
+        tolerance = least + 2 * eps * best.abs()
+        done = ((b - a).abs() <= tolerance) | (torch.minimum(f_a.abs(), f_b.abs()) == 0)
+        if done.all():
+            break
+        share = (0.5 * tolerance / (b - a).abs()).clamp(0, 0.5)
+        x = a + torch.where(done, 0.0, torch.minimum(torch.maximum(t, share), 1 - share)) * (b - a)
+        f_x = function(x)
+        same = f_x.sign() == f_a.sign()
+        c, f_c = torch.where(same, a, b), torch.where(same, f_a, f_b)
+        b, f_b = torch.where(same, b, a), torch.where(same, f_b, f_a)
+        a, f_a = x, f_x
+        xi, phi = (a - b) / (c - b), (f_a - f_b) / (f_c - f_b)
+        t = f_a / (f_b - f_a) * f_c / (f_b - f_c) + (c - a) / (b - a) * f_a / (f_c - f_a) * f_b / (f_c - f_b)
+        t = torch.where((phi.square() < xi) & ((1 - phi).square() < 1 - xi) & torch.isfinite(t), t, 0.5)
+    return best
 
 
 def _sum_events(log_prob: Tensor) -> Tensor:

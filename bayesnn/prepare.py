@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from bayesnn import data as bd
 from bayesnn.data.batches import Batches, Loader, Order
-from bayesnn.errors import first_line
+from bayesnn.errors import first_line, is_real
 from bayesnn.model import BayesianModel
 from bayesnn.rng import generator, isolated
 
@@ -29,6 +30,7 @@ class Task:
     num_data : N, rows of the training part.
     num_outputs : outputs of the net for one input.
     random_net : whether the net in train mode draws random numbers of its own.
+    batch_rows : rows of a loader's first minibatch; None in memory.
     """
 
     x: Tensor | None
@@ -39,6 +41,7 @@ class Task:
     num_data: int
     num_outputs: int
     random_net: bool
+    batch_rows: int | None = None
 
     def batches(self, batch_size: int | None, order: Order, shuffle: torch.Generator) -> Batches | Loader:
         """Minibatches in memory by indexing, or the user's own loader."""
@@ -56,25 +59,29 @@ def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | No
     ------
     ValueError, TypeError : bad shapes, dtypes, targets, numbers; a net that fails on the inputs. One line each.
     """
-    if isinstance(data, Loader) or (
+    if isinstance(data, (Loader, Dataset)) or (
         isinstance(data, Iterable) and not isinstance(data, (bd.Data, tuple, list, dict, Tensor))
     ):
         loader = data if isinstance(data, Loader) else Loader(data, num_data)
-        if isinstance(validation, float):
+        if is_real(validation):
             raise ValueError("Expected validation=(x, y) beside a loader, got a share: a loader cannot be split.")
         with isolated(generator(seed)):  # a DataLoader takes a seed from torch's global generator
-            x, y = next(iter(loader.peek()))
-        x, y = on_device(model, x, y)
+            x, y = next(loader.peek())
+        x, y = model.place(x, y)
         _, outputs = _check(model, x, y)
         held_out = _checked_validation(model, _as_data(validation)) if validation is not None else None
-        return Task(None, None, loader, held_out, None, loader.num_data, outputs, _is_random(model, x))
+        return Task(None, None, loader, held_out, None, loader.num_data, outputs, _is_random(model, x), len(x))
 
     train = _as_data(data)
     if num_data is not None:
         raise ValueError("Expected num_data= only with a loader: rows in memory are counted.")
     held_out = None
-    if isinstance(validation, float):
-        train, held_out = bd.split(train, validation, seed=seed)
+    if is_real(validation):
+        if not 0 < validation < 1:
+            raise ValueError(
+                f"validation: expected a fraction in (0, 1), got {validation}: it is the share of the rows to hold out."
+            )
+        train, held_out = bd.split(train, float(validation), seed=seed)
     elif validation is not None:
         held_out = _as_data(validation)
     if train.target is not None and not model.likelihood.location_scale:
@@ -82,21 +89,23 @@ def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | No
             f"Expected targets in their own units for {type(model.likelihood).__name__}, got standardised ones: "
             "drop the data's target= transform, or use a location-scale likelihood such as Normal()."
         )
+    if train.target is not None:  # in the data's own dtype: 1e9 + [0, 1] has two values in float64 and one in float32
+        train = replace(train, y=train.target.forward(train.y))
     placed = _placed(train, model)
-    y, outputs = _check(model, placed.x, placed.target.forward(placed.y) if placed.target is not None else placed.y)
+    y, outputs = _check(model, placed.x, placed.y)
     if held_out is not None:
-        held_out = _checked_validation(model, held_out)
+        held_out = _checked_validation(model, held_out, own_units=train.target is not None)
     return Task(placed.x, y, None, held_out, train.target, len(train), outputs, _is_random(model, placed.x))
 
 
-def _checked_validation(model: BayesianModel, held_out: bd.Data) -> bd.Data:
+def _checked_validation(model: BayesianModel, held_out: bd.Data, own_units: bool = False) -> bd.Data:
     """The validation part on the model's device; its faults show now and not after the first epoch."""
     placed = _placed(held_out, model)
     try:
         _check(model, placed.x, placed.y)
     except ValueError as error:
         raise ValueError(f"In the validation part: {error}") from error
-    return placed
+    return replace(placed, y=held_out.y.to(placed.y.device)) if own_units else placed
 
 
 def _as_data(data: Any) -> bd.Data:
@@ -111,14 +120,8 @@ def _as_data(data: Any) -> bd.Data:
 
 
 def _placed(data: bd.Data, model: BayesianModel) -> bd.Data:
-    x, y = on_device(model, data.x, data.y)
+    x, y = model.place(data.x, data.y)
     return bd.Data(x, y, data.name, data.classes, data.inputs, data.target)
-
-
-def on_device(model: BayesianModel, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Floating tensors in the net's dtype, all on its device."""
-    reference = next(iter(model.parameters()))
-    return tuple(v.to(reference) if v.is_floating_point() else v.to(reference.device) for v in tensors)
 
 
 def _check(model: BayesianModel, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
@@ -140,19 +143,25 @@ def _check(model: BayesianModel, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
             "flatten its outputs."
         )
     width = 1 if outputs.dim() == 1 else int(outputs.shape[1])
-    (targets,) = on_device(model, model.likelihood.check_targets(y, width))
+    (targets,) = model.place(model.likelihood.check_targets(y, width))
     return targets, width
 
 
 def _is_random(model: BayesianModel, x: Tensor) -> bool:
-    """Whether two forward passes in train mode differ: it finds dropout that is no module, and inside attention too."""
-    probe = model.copy().train()
-    for module in probe.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._NormBase):
-            module.eval()  # its moving averages change nothing in train mode, and one row is too few for it
-    with torch.no_grad():
-        outputs = []
-        for seed in (0, 1):
-            with isolated(generator(seed)):
-                outputs.append(probe.net(x[:2]))
-    return not torch.equal(*outputs)
+    """Whether the net in train mode draws random numbers: dropout, be it a module, a function call or inside attention.
+
+    Seen by forward passes under different seeds, and by modules whose rate is too small to show there. The same passes
+    show which buffers training moves; their names are added to ``model.moving``.
+    """
+    rows, outputs = x[:32], []
+    before = dict(model.named_buffers())
+    for seed in range(4):
+        probe = model.copy().train()  # a fresh one each time: what moves in it must not pass for randomness
+        with torch.no_grad(), isolated(generator(seed)):
+            try:
+                outputs.append(probe.net(rows))
+            except ValueError as error:  # BatchNorm on a single row
+                raise ValueError(f"Expected a net that trains on {len(rows)} rows, got: {first_line(error)}") from error
+    model.moving |= {name for name, buffer in probe.named_buffers() if not torch.equal(buffer, before[name])}
+    dropped = any(isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules())
+    return dropped or not all(torch.equal(outputs[0], other) for other in outputs[1:])

@@ -74,7 +74,8 @@ class Normal(Prior):
         positive("scale", self.scale)
 
     def distribution(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
-        return over(dist.Normal(_scalar(self.loc, parameter), _scalar(self.scale, parameter)), parameter)
+        return over(dist.Normal(_scalar(self.loc, parameter), _scalar(self.scale, parameter), validate_args=False),
+        parameter)
 
 
 def _fans(parameter: Tensor, module: nn.Module) -> tuple[float, float]:
@@ -121,7 +122,7 @@ class Layerwise(Prior):
             scale = self.bias_scale
         else:
             scale = self.gain * math.sqrt(_LAYER_VARIANCE[self.rule](*_fans(parameter, module)))
-        return over(dist.Normal(_scalar(0.0, parameter), _scalar(scale, parameter)), parameter)
+        return over(dist.Normal(_scalar(0.0, parameter), _scalar(scale, parameter), validate_args=False), parameter)
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ class Laplace(Prior):
         positive("scale", self.scale)
 
     def distribution(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
-        return over(dist.Laplace(_scalar(0.0, parameter), _scalar(self.scale, parameter)), parameter)
+        return over(dist.Laplace(_scalar(0.0, parameter), _scalar(self.scale, parameter), validate_args=False),
+        parameter)
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class StudentT(Prior):
 
     def distribution(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
         zero, df, scale = (_scalar(value, parameter) for value in (0.0, self.df, self.scale))
-        return over(dist.StudentT(df, zero, scale), parameter)
+        return over(dist.StudentT(df, zero, scale, validate_args=False), parameter)
 
 
 @dataclass(frozen=True)

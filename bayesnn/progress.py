@@ -34,6 +34,7 @@ class Progress:
     def __init__(self, enabled: bool, plan: Plan, result_bytes: int) -> None:
         self._plan, self._bytes, self._bar = plan, result_bytes, None
         self._steps, self._began = 0, 0.0
+        self._shown: dict[str, str] = {}
         if enabled:
             from tqdm.auto import tqdm
 
@@ -47,7 +48,7 @@ class Progress:
             self._bar.close()
 
     def step(self, loss: float) -> None:
-        """One step was taken."""
+        """One step was taken; ``loss`` is shown whenever the bar is drawn anew, a few times a second."""
         if self._bar is None:
             return
         if self._steps < _TIMED_TO:
@@ -56,7 +57,9 @@ class Progress:
                 self._began = time.perf_counter()
             elif self._steps == _TIMED_TO:
                 self._announce((time.perf_counter() - self._began) / (_TIMED_TO - _TIMED_FROM))
-        self._bar.update()
+        if self._bar.update():
+            self._shown["loss"] = f"{loss:.4g}"
+            self._bar.set_postfix(self._shown)
 
     def _announce(self, seconds_a_step: float) -> None:
         seconds = seconds_a_step * self._plan.chains * self._plan.steps
@@ -70,7 +73,8 @@ class Progress:
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch was recorded: show its numbers."""
         if self._bar is not None:
-            shown = {key: f"{row[key]:.4g}" for key in ("loss", "val_nll", "val_accuracy", "val_rmse") if key in row}
+            names = ("loss", "val_nll", "val_accuracy", "val_rmse")
+            self._shown = {name: f"{row[name]:.4g}" for name in names if name in row}
             where = f"chain {row['chain'] + 1}/{self._plan.chains} epoch {row['epoch'] + 1}"
             self._bar.set_description(where, refresh=False)
-            self._bar.set_postfix(shown, refresh=False)
+            self._bar.set_postfix(self._shown, refresh=False)

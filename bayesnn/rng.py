@@ -41,7 +41,9 @@ def isolated(stream: torch.Generator) -> Iterator[None]:
 
 
 class Streams:
-    """The random streams of one chain: they depend on ``seed`` and the chain's number and on nothing else.
+    """The random streams of one chain: they depend on ``seed``, the chain's number and the round, and on nothing else.
+
+    ``round`` counts how often a posterior was fitted further: going on must not repeat the noise of what came before.
 
     Attributes
     ----------
@@ -53,10 +55,10 @@ class Streams:
         What stands in for torch's global generator (:func:`isolated`): initialisation, dropout.
     """
 
-    def __init__(self, seed: int, chain: int, device: torch.device | str = "cpu") -> None:
-        self.noise = generator(seed, chain, 0, device=device)
-        self.shuffle = generator(seed, chain, 1)
-        self.fence = generator(seed, chain, 2)
+    def __init__(self, seed: int, chain: int, device: torch.device | str = "cpu", round: int = 0) -> None:
+        self.noise = generator(seed, chain, 0, round, device=device)
+        self.shuffle = generator(seed, chain, 1, round)
+        self.fence = generator(seed, chain, 2, round)
 
     def state_dict(self) -> dict[str, Any]:
         return {purpose: getattr(self, purpose).get_state() for purpose in _PURPOSES}

@@ -19,8 +19,8 @@ Y = X.sum(1)
 LABELS = torch.arange(N) % 3
 
 
-def model_of(net=None, likelihood=None):
-    return bnn.BayesianModel(net or nn.Linear(2, 1), likelihood=likelihood or likelihoods.Normal())
+def model_of(net=None, likelihood=None, prior=None):
+    return bnn.BayesianModel(net or nn.Linear(2, 1), prior, likelihood or likelihoods.Normal())
 
 
 def fit(model=None, data=(X, Y), method=None, **options):
@@ -424,3 +424,90 @@ def test_a_net_without_trainable_parameters_is_refused():
     net = nn.Linear(2, 1).requires_grad_(False)
     with pytest.raises(ValueError, match="at least one trainable parameter"):
         fit(model_of(net, likelihood=likelihoods.Normal(scale=1.0)))
+
+
+class Centred(nn.Module):
+    """A buffer of its own that training moves and eval mode uses, unknown to any list of layer types."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 1)
+        self.register_buffer("mean", torch.zeros(1))
+
+    def forward(self, x):
+        out = self.linear(x) + 5
+        if self.training:
+            with torch.no_grad():
+                self.mean.lerp_(out.mean(0), 0.1)
+            return out - out.mean(0)
+        return out - self.mean
+
+
+def test_buffers_that_training_moves_come_back_with_the_draw():
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 8))
+    for net in (Centred(), nn.Sequential(spectral, nn.ReLU(), nn.Linear(8, 1))):
+        model = model_of(net, likelihood=likelihoods.Normal(scale=1.0))
+        posterior = fit(model, method=bnn.MAP(), epochs=30, validation=(X, Y))
+        again = -posterior.predict(X).log_prob(Y).mean()
+        assert float(again) == pytest.approx(posterior.history[-1]["val_nll"], rel=1e-5)
+        with pytest.raises(ValueError, match="running statistics"):
+            fit(model, method=bnn.MeanFieldVI())
+
+
+def test_going_on_from_a_posterior_draws_new_noise():
+    method = bnn.SGLD(lr=1e-3, warm_up=0.0, burn_in=0.0, thin=1)
+    model = model_of(likelihood=FIXED)
+    first = fit(model, method=method, epochs=20, batch_size=None, chains=1)
+    second = fit(model, method=method, epochs=20, batch_size=None, chains=1, init=first)
+    third = fit(model, method=method, epochs=20, batch_size=None, chains=1, init=second)
+    assert [p.info["round"] for p in (first, second, third)] == [0, 1, 2]
+    steps = [p.sources[0].stacked["net.weight"].diff(dim=0).flatten() for p in (first, second, third)]
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        assert abs(float(torch.corrcoef(torch.stack((steps[a], steps[b])))[0, 1])) < 4 / len(steps[a]) ** 0.5
+
+
+def test_more_chains_than_starts_are_warned_of():
+    start = fit(model_of(), epochs=2)
+    with pytest.warns(UserWarning, match="2 chains start from 1"):
+        fit(model_of(), method=bnn.SGLD(lr=1e-3), epochs=4, chains=2, init=start)
+
+
+def test_weights_that_no_module_resets_are_named():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slope = nn.Parameter(torch.tensor([[1.0], [2.0]]))
+
+        def forward(self, x):
+            return x @ self.slope
+
+    with pytest.warns(UserWarning, match="same slope: no module resets"):
+        fit(model_of(Bare()), epochs=2, chains=2)
+
+
+def test_an_optimizer_with_a_weight_decay_of_its_own_finds_the_same_mode():
+    modes = []
+    for optimizer in ("adam", torch.optim.AdamW):
+        method = bnn.MAP(lr=0.05, optimizer=optimizer)
+        model = model_of(prior=bnn.priors.Normal(0.3), likelihood=FIXED)
+        modes.append(fit(model, method=method, epochs=800, batch_size=None).sources[0].last()["net.weight"])
+    torch.testing.assert_close(*modes, rtol=1e-3, atol=1e-4)
+
+
+def test_a_weight_that_the_loss_does_not_reach_is_drawn_from_its_prior():
+    class Unused(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 1)
+            self.idle = nn.Parameter(torch.zeros(2000))
+
+    model = model_of(Unused(), prior=bnn.priors.Normal(0.1), likelihood=FIXED)
+    posterior = fit(model, method=bnn.SGLD(lr=0.01, warm_up=0.0, burn_in=0.9, draws=1), epochs=400, batch_size=None)
+    idle = posterior.sources[0].last()["net.idle"]
+    # h = lr / N, Lambda = 1 / 0.1^2: variance 0.1^2 / (1 - h Lambda / 2)
+    expected = 0.1 / (1 - 0.01 / N * 100 / 2) ** 0.5
+    assert abs(float(idle.std()) / expected - 1) < 4 / (2 * 2000) ** 0.5
+
+
+def test_early_stopping_counts_every_gradient():
+    posterior = fit(model_of(), epochs=40, batch_size=None, validation=(X, Y), early_stopping=3)
+    assert posterior.info["gradient_evaluations"] == [len(posterior.history)]

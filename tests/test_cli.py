@@ -6,9 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 import bayesnn as bnn
+import bayesnn.compare
 from bayesnn.cli import app
 
-SHORT = ["compare", "breast-cancer", "--methods", "map,vi", "--epochs", "1", "--no-progress"]
+SHORT = ["compare", "moons", "--methods", "map,vi", "--epochs", "1", "--no-progress"]
 
 
 def run(*arguments):
@@ -29,8 +30,8 @@ def test_compare_prints_the_table_and_saves_the_same(tmp_path):
 
 
 def test_net_may_be_given_several_times():
-    result = run("compare", "digits", "--net", "mlp", "--net", "convnet", "--methods", "map", "--epochs", "1")
-    assert [line.split("|")[1].strip() for line in result.stdout.splitlines()] == ["net", "-------", "mlp", "convnet"]
+    result = run("compare", "digits", "--net", "mlp", "--net", "lenet5", "--methods", "map", "--epochs", "1")
+    assert [line.split("|")[1].strip() for line in result.stdout.splitlines()] == ["net", "------", "mlp", "lenet5"]
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,8 @@ def test_net_may_be_given_several_times():
         (["compare", "digits", "--methods", "map,vy"], "error: Unknown method 'vy': did you mean 'vi'?"),
         (["compare", "digits", "--net", "lenet"], "error: Unknown net 'lenet': did you mean 'lenet5'?"),
         (["compare", "moons", "--net", "lenet5"], "error: "),
+        (["compare", "moons", "--methods", "map,vi,map"], "error: Expected each method once, got 'map' twice"),
+        (["compare", "moons", "--net", "mlp", "--net", "mlp"], "error: Expected nets of different names, got 'mlp'"),
         (["compare", "digits", "--epochs", "0"], "error: Expected epochs to be an integer >= 1, got 0"),
         (["compare", "digits", "--batch-size", "0"], "error: Expected batch_size to be an integer >= 1, got 0"),
     ],
@@ -65,9 +68,28 @@ def test_missing_files_are_one_line_and_exit_2(tmp_path, monkeypatch):
     assert result.stderr.count("\n") == 1
 
 
-def test_warnings_are_one_line_too(monkeypatch):
-    import bayesnn.compare  # noqa: F401
+def test_an_out_that_is_a_file_is_refused_before_fitting(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["bayesnn.compare"], "fit", lambda *_, **__: pytest.fail("fitted"))
+    file = tmp_path / "results"
+    file.write_text("mine")
+    result = run(*SHORT, "--out", str(file))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: Expected a folder in out, got {file}")
+    assert result.stderr.count("\n") == 1
 
+
+def test_a_failure_to_write_is_one_line_and_exit_2(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys.modules["bayesnn.compare"].Comparison, "save", full)
+    result = run(*SHORT, "--out", str(tmp_path / "new"))
+    assert result.exit_code == 2
+    assert "accuracy" in result.stdout  # the scores are not lost
+    assert result.stderr == "error: [Errno 28] No space left on device\n"
+
+
+def test_warnings_are_one_line_too(monkeypatch):
     module = sys.modules["bayesnn.compare"]
 
     def diverge(*_, **__):

@@ -8,6 +8,12 @@ import torch
 import bayesnn as bnn
 from bayesnn.compare import NETS, compare, named_settings, score, shuffle_pixels, standard_error
 
+EPOCHS = 6  # SGLD keeps the draws that the pictures of its chains need
+
+
+def flat(data):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, data.num_outputs))
+
 
 def is_png(path):
     from matplotlib.image import imread
@@ -18,13 +24,13 @@ def is_png(path):
 @pytest.fixture(scope="module")
 def digits():
     train, test = bnn.data.load("digits")
-    return train.subset(range(300)), test.subset(range(120))
+    return train.subset(range(150)), test.subset(range(60))
 
 
 @pytest.fixture(scope="module")
 def two_nets(digits, tmp_path_factory):
     out = tmp_path_factory.mktemp("digits")
-    result = compare(digits, ("mlp", "lenet5"), epochs=8, seeds=(3, 4), out=out, progress=False)
+    result = compare(digits, ("mlp", flat), epochs=EPOCHS, seeds=(3, 4), out=out, progress=False)
     return result, out
 
 
@@ -35,11 +41,11 @@ def test_rows_are_the_scores_of_the_posterior_with_the_same_seed(two_nets, digit
         row = next(r for r in result.rows if (r["net"], r["method"], r["seed"]) == ("mlp", name, 3))
         model = bnn.BayesianModel(NETS["mlp"](train), bnn.priors.Layerwise(gain=3.0), bnn.likelihoods.Categorical())
         posterior = bnn.fit(
-            model, train, method, epochs=8, chains=chains, seed=3, validation=0.1, batch_size=64, progress=False
+            model, train, method, epochs=EPOCHS, chains=chains, seed=3, validation=0.1, batch_size=64, progress=False
         )
         expected = bnn.metrics.classification_table(posterior.predict(test.x).mean, test.y)
         assert {key: row[key] for key in expected} == expected
-        steps = chains * 8 * math.ceil(270 / 64)
+        steps = chains * EPOCHS * math.ceil(135 / 64)
         assert row["gradient_evaluations"] == sum(posterior.info["gradient_evaluations"])
         # SGLD finds its step size from gradients of its own.
         assert row["gradient_evaluations"] > steps if name == "sgld" else row["gradient_evaluations"] == steps
@@ -49,7 +55,7 @@ def test_rows_are_the_scores_of_the_posterior_with_the_same_seed(two_nets, digit
 def test_every_net_method_and_seed_has_one_row_and_only_the_first_seed_is_kept(two_nets):
     result, _ = two_nets
     keys = [(row["seed"], row["net"], row["method"]) for row in result.rows]
-    assert keys == [(s, n, m) for s in (3, 4) for n in ("mlp", "lenet5") for m in ("map", "ensemble", "vi", "sgld")]
+    assert keys == [(s, n, m) for s in (3, 4) for n in ("mlp", "flat") for m in ("map", "ensemble", "vi", "sgld")]
     assert {one.posterior.info["seed"] for one in result.fitted.values()} == {3}
     assert len(result.fitted) == 8
 
@@ -60,8 +66,8 @@ def test_table_shows_mean_and_standard_error_and_is_aligned(two_nets):
     assert len(lines) == 2 + 8
     assert len({len(line) for line in lines}) == 1
     assert [cell.strip() for cell in lines[0].split("|")[1:5]] == ["net", "method", "accuracy ↑", "NLL ↓"]
-    values = [row["nll"] for row in result.rows if (row["net"], row["method"]) == ("lenet5", "vi")]
-    cell = next(line for line in lines if "lenet5" in line and " vi " in line).split("|")[4].strip()
+    values = [row["nll"] for row in result.rows if (row["net"], row["method"]) == ("flat", "vi")]
+    cell = next(line for line in lines if "flat" in line and " vi " in line).split("|")[4].strip()
     assert cell == f"{np.mean(values):.3f} ± {np.std(values, ddof=1) / np.sqrt(2):.3f}"
 
 
@@ -75,7 +81,7 @@ def test_json_holds_rows_and_settings(two_nets):
     assert read == json.loads((out / "results.json").read_text())
     assert read["rows"] == result.rows
     assert read["seeds"] == [3, 4]
-    assert read["epochs"] == 8
+    assert read["epochs"] == EPOCHS
     assert read["methods"]["ensemble"] == {**bnn.MAP().config(), "chains": 5}
     assert read["prior"] == bnn.priors.Layerwise(gain=3.0).config()
     assert read["versions"]["torch"] == torch.__version__
@@ -85,7 +91,7 @@ def test_saved_folder_has_the_table_and_a_picture_of_each_kind_for_each_net(two_
     result, out = two_nets
     assert result.table() in (out / "table.md").read_text()
     expected = {"training_curves", "reliability", "accuracy_rejection", "entropy", "certainty", "traces", "rhat"}
-    for net in ("mlp", "lenet5"):
+    for net in ("mlp", "flat"):
         assert {path.stem for path in (out / net).iterdir()} == expected
         assert all(is_png(path) for path in (out / net).iterdir())
 
@@ -117,14 +123,11 @@ def test_score_of_targets_in_a_column_is_that_of_the_same_targets_in_a_row():
 
 
 def test_methods_and_nets_of_ones_own(digits):
-    def linear(data):
-        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, data.num_outputs))
-
     methods = {"sgd": bnn.MAP(optimizer="sgd", lr=0.1), "three": (bnn.MAP(), 3)}
-    result = compare(digits, linear, methods, epochs=2, validation=None, progress=False)
-    assert [(row["net"], row["method"]) for row in result.rows] == [("linear", "sgd"), ("linear", "three")]
+    result = compare(digits, flat, methods, epochs=2, validation=None, progress=False)
+    assert [(row["net"], row["method"]) for row in result.rows] == [("flat", "sgd"), ("flat", "three")]
     assert [one.posterior.num_chains for one in result.fitted.values()] == [1, 3]
-    assert result.rows[0]["gradient_evaluations"] == 2 * math.ceil(300 / 64)
+    assert result.rows[0]["gradient_evaluations"] == 2 * math.ceil(150 / 64)
 
 
 def test_default_budget_is_the_same_number_of_steps_whatever_the_batch(digits, monkeypatch):
@@ -135,10 +138,10 @@ def test_default_budget_is_the_same_number_of_steps_whatever_the_batch(digits, m
         raise bnn.DivergedError("stop here")
 
     monkeypatch.setitem(compare.__globals__, "fit", stop)
-    for batch_size in (270, 27, None):
+    for batch_size in (135, 27, None):
         with pytest.warns(UserWarning, match="stop here"):
             compare(digits, "mlp", ("map",), batch_size=batch_size, progress=False)
-    assert seen == [1250, 125, 1250]
+    assert seen == [1250, 250, 1250]
 
 
 def test_a_method_that_diverges_does_not_take_the_others_with_it(digits, tmp_path):
@@ -152,6 +155,49 @@ def test_a_method_that_diverges_does_not_take_the_others_with_it(digits, tmp_pat
     assert result.rows[1]["accuracy"] > 0.1
     result.save(tmp_path)
     assert is_png(tmp_path / "reliability.png")
+
+
+def linear(data):
+    return torch.nn.Linear(data.in_shape[0], data.num_outputs)
+
+
+@pytest.mark.parametrize("where", ["net", "fit", "score"])
+def test_ctrl_c_anywhere_leaves_what_was_complete(where, monkeypatch, tmp_path):
+    calls = []
+
+    def press(function):
+        def wrapped(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    make = press(linear) if where == "net" else linear
+    if where != "net":
+        monkeypatch.setitem(compare.__globals__, where, press(compare.__globals__[where]))
+    methods = {name: bnn.MAP() for name in ("first", "second", "third")}
+    result = compare("moons", make, methods, epochs=1, out=tmp_path, progress=False)
+    assert result.interrupted
+    assert [row["method"] for row in result.rows] == ["first"]
+    assert list(result.fitted) == [(make.__name__, "first")]
+    assert json.loads((tmp_path / "results.json").read_text())["interrupted"] is True
+
+
+def test_a_share_may_be_numpys():
+    result = compare("moons", linear, ("map",), epochs=1, validation=np.float32(0.5), progress=False)
+    assert json.loads(result.to_json())["validation"] == 0.5
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_file_where_the_folder_should_be_is_refused_before_fitting(inside, digits, tmp_path, monkeypatch):
+    monkeypatch.setitem(compare.__globals__, "fit", lambda *_, **__: pytest.fail("fitted"))
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    with pytest.raises(ValueError, match=r"Expected a folder in out, got .*notes.txt is a file: name another"):
+        compare(digits, "mlp", ("map",), out=file / "results" if inside else file, progress=False)
+    assert file.read_text() == "mine"
 
 
 def test_shuffled_images_keep_their_pixels_and_lose_their_places():
@@ -179,6 +225,9 @@ def test_ood_is_what_was_given(digits):
         ({"methods": ("sgdl",)}, ValueError, "Unknown method 'sgdl': did you mean 'sgld'"),
         ({"methods": "sgld"}, TypeError, "Expected a sequence of method names, got the string 'sgld'"),
         ({"methods": ()}, ValueError, "Expected at least one method, got none"),
+        ({"methods": ("map", "vi", "map")}, ValueError, "Expected each method once, got 'map' twice"),
+        ({"net": ("mlp", "lenet5", "mlp")}, ValueError, "Expected nets of different names, got 'mlp' twice"),
+        ({"net": (lambda data: 1, lambda data: 2)}, ValueError, "different names, got 'lambda' twice"),
         ({"net": "lenet"}, ValueError, "Unknown net 'lenet': did you mean 'lenet5'"),
         ({"net": torch.nn.Linear(2, 2)}, TypeError, "Expected a function from data to a net, got Linear"),
         ({"seeds": (1, 1)}, ValueError, r"Expected seeds, each once, got \[1, 1\]"),

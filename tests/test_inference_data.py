@@ -7,9 +7,10 @@ from scipy import stats
 from torch import nn
 
 import bayesnn as bnn
-from bayesnn import likelihoods
+from bayesnn import inference_data, likelihoods
 from bayesnn.data import Data, Standardize
 from bayesnn.posterior import Posterior
+from bayesnn.rng import generator
 from bayesnn.source import Draws
 
 with warnings.catch_warnings():
@@ -72,6 +73,16 @@ def test_each_replicate_is_drawn_with_its_own_weights():
     replicates = data.posterior_predictive["y"].values
     np.testing.assert_array_less(np.abs(replicates.mean(-1) - loc.numpy()), 4 * 0.5 / n**0.5)
     np.testing.assert_array_less(np.abs(replicates.std(-1) - 0.5), 4 * 0.5 / (2 * n) ** 0.5)
+
+
+def test_replicates_have_a_stream_of_their_own(monkeypatch):
+    keys = []
+    monkeypatch.setattr(inference_data, "generator", lambda *key: keys.append(key) or generator(*key))
+    fitted(method=bnn.MeanFieldVI(), chains=2).to_arviz(draws=2)
+    [key] = keys
+    others = [(0, 0), (0, 1), (0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 0, 3)]  # samples of weights, fits, Predictive.sample
+    first = torch.rand(4, generator=generator(*key))
+    assert all(not torch.equal(first, torch.rand(4, generator=generator(*other))) for other in others)
 
 
 def test_arviz_can_work_with_it():

@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import optimize, special, stats
@@ -11,6 +12,7 @@ import bayesnn as bnn
 from bayesnn import likelihoods, predictive
 from bayesnn.data import Standardize
 from bayesnn.posterior import Posterior
+from bayesnn.rng import generator
 from bayesnn.source import Draws
 
 ROWS, FEATURES = 7, 2
@@ -169,6 +171,37 @@ class TestRealTargets:
         np.testing.assert_allclose(known.predictive.mean, known.outputs[..., 0].mean(0), rtol=1e-12)
         mixture = stats.t(df, known.outputs[..., 0], 0.5)
         np.testing.assert_allclose(mixture.cdf(known.predictive.quantile(0.9).numpy()).mean(0), 0.9, rtol=1e-7)
+
+
+def test_quantiles_take_few_evaluations_of_the_cdf(monkeypatch):
+    known, calls = Known(likelihoods.StudentT(4.0, 0.5)), []
+    cdf = likelihoods.StudentT.cdf
+    monkeypatch.setattr(likelihoods.StudentT, "cdf", lambda *args: calls.append(1) or cdf(*args))
+    known.predictive.quantile(0.05)
+    # Bisection from a bracket of a few scales to 1e-12 of one needs log2(1e13) = 43 of them.
+    assert len(calls) < 30
+
+
+@pytest.mark.parametrize("level", [0.001, 0.3, 0.99])
+def test_quantiles_in_float32(level):
+    known = Known(likelihoods.Normal(0.5))
+    single = Posterior(known.posterior.model.float(), [
+        Draws({name: tensor.float() for name, tensor in source.stacked.items()}) for source in known.posterior.sources
+    ], num_data=10).predict(X)  # fmt: skip
+    mixture = stats.norm(known.outputs[..., 0], 0.5)
+    # A rounding error of the cdf is 2^-24 to some units, of the argument 1e-7 of a few: density below 0.8.
+    np.testing.assert_allclose(mixture.cdf(single.quantile(level).numpy()).mean(0), level, atol=2e-6)
+
+
+def test_samples_have_a_stream_of_their_own(monkeypatch):
+    keys = []
+    monkeypatch.setattr(predictive, "generator", lambda *key: keys.append(key) or generator(*key))
+    known_normal()[0].predictive.sample(3, seed=7)
+    [(seed, *key)] = keys
+    chains_and_fits = [(7, 0), (7, 0, 0), (7, 0, 1), (7, 0, 2)]  # samples of weights, and what Streams takes
+    first = torch.rand(4, generator=generator(seed, *key))
+    assert seed == 7
+    assert all(not torch.equal(first, torch.rand(4, generator=generator(*other))) for other in chains_and_fits)
 
 
 class TestCounts:
@@ -395,6 +428,58 @@ def test_bad_arguments():
         with pytest.raises(ValueError, match=message) as error:
             call().mean  # noqa: B018
         assert "\n" not in str(error.value)
+
+
+class TestWhatFitTakes:
+    @pytest.mark.parametrize(
+        "convert", [torch.Tensor.tolist, torch.Tensor.numpy, lambda v: pd.DataFrame(v.numpy(), index=range(5, 12))]
+    )
+    def test_inputs(self, convert):
+        known, _ = known_normal()
+        assert torch.equal(known.posterior.predict(convert(X)).mean, known.predictive.mean)
+
+    @pytest.mark.parametrize(
+        "convert", [torch.Tensor.tolist, torch.Tensor.numpy, lambda v: pd.Series(v.numpy(), index=range(5, 12))]
+    )
+    @TARGETS
+    def test_targets(self, convert, target):
+        known, _ = known_normal(target=target)
+        y = targets()
+        assert torch.equal(known.predictive.log_prob(convert(y)), known.predictive.log_prob(y))
+
+    def test_classes(self):
+        predictive = Known(likelihoods.Categorical(), outputs=4).predictive
+        y = np.arange(ROWS, dtype=np.uint8) % 4
+        expected = predictive.log_prob(torch.as_tensor(y).long())
+        for given in (y, y.tolist(), pd.Series(y)):
+            assert torch.equal(predictive.log_prob(given), expected)
+
+    def test_targets_beyond_float32_keep_their_units_where_they_were_standardised(self):
+        target = Standardize(torch.tensor(1e9, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64))
+        posterior = Known(likelihoods.Normal(1.0), target=target).posterior
+        single = Posterior(posterior.model.float(), [
+            Draws({name: tensor.float() for name, tensor in source.stacked.items()}) for source in posterior.sources
+        ], num_data=10, target=target)  # fmt: skip
+        y = 1e9 + targets().numpy()
+        expected = Known(likelihoods.Normal(1.0), target=target).predictive.log_prob(y)
+        np.testing.assert_allclose(single.predict(X).log_prob(y), expected, rtol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("call", "error", "message"),
+        [
+            (lambda p: p.predict([["a", "b"]]), TypeError, "expected numbers in x, got an array of <U1"),
+            (lambda p: p.predict([[1.0, 2.0], [3.0]]), ValueError, "expected rows of one shape in x, got a ragged"),
+            (lambda p: p.predict(X).log_prob(["a"] * ROWS), TypeError, "expected numbers in y, got an array of <U1"),
+            (lambda p: p.predict(X).log_prob([[1.0, 2.0], [3.0]]), ValueError, "expected rows of one shape in y"),
+            (lambda p: p.predict(X).log_prob(3.0), ValueError, "Expected targets for 7 inputs, got the single number"),
+            (lambda p: p.predict(3.0), ValueError, r"Expected at least one input, .*got shape \(\)"),
+        ],
+    )
+    def test_the_rest_is_one_line(self, call, error, message):
+        known, _ = known_normal()
+        with pytest.raises(error, match=message) as caught:
+            call(known.posterior)
+        assert "\n" not in str(caught.value)
 
 
 def test_quantile_levels_and_inputs_may_be_numpy():

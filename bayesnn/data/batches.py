@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from bayesnn.errors import at_least
+from bayesnn.rng import generator as seeded
+from bayesnn.rng import isolated
 
 Order = Literal["reshuffle", "iid", "sequential"]
 
@@ -17,7 +20,8 @@ Order = Literal["reshuffle", "iid", "sequential"]
 class Batches:
     """Minibatches of tensors in memory, whole batches indexed at once.
 
-    Each iteration is one epoch of ``ceil(N / batch_size)`` pairs (x_b, y_b).
+    Each iteration is one epoch of ``ceil(N / batch_size)`` pairs (x_b, y_b), or of one fewer where a single row would
+    be left over: that row joins the minibatch before it, because BatchNorm cannot train on one row ("iid" has no rest).
 
     Parameters
     ----------
@@ -26,9 +30,11 @@ class Batches:
     batch_size : int, optional
         Rows of a minibatch; None is all of them.
     order : {"reshuffle", "iid", "sequential"}
-        "reshuffle": a new permutation each epoch, in which every row comes once; the last minibatch may be short.
+        "reshuffle": a new permutation each epoch, in which every row comes once; the last minibatch may be short,
+        or one row longer.
         "iid": every minibatch is ``batch_size`` rows drawn with replacement, never short, so that minibatches are
-        independent and their gradients too. "sequential": the rows in their order, as views; the last may be short.
+        independent and their gradients too. "sequential": the rows in their order, as views; the last as in
+        "reshuffle".
     generator : torch.Generator, optional
         Where the randomness comes from: needed for "iid", and for "reshuffle" with more than one minibatch. Its device
         need not be the data's: a CPU generator gives the same minibatches on every device.
@@ -71,7 +77,9 @@ class Batches:
             )
 
     def __len__(self) -> int:
-        return -(-self.num_data // self.batch_size)
+        steps = -(-self.num_data // self.batch_size)
+        one_left = steps > 1 and self.num_data % self.batch_size == 1
+        return steps - 1 if one_left and self.order != "iid" else steps
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.order == "iid":
@@ -80,16 +88,32 @@ class Batches:
         elif len(self) == 1:
             yield self.x, self.y
         elif self.order == "sequential":
-            yield from zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True)
+            yield from zip(self.x.split(self._sizes()), self.y.split(self._sizes()), strict=True)
         else:
             assert self.generator is not None
             order = torch.randperm(self.num_data, generator=self.generator, device=self.generator.device)
-            for rows in order.to(self.x.device).split(self.batch_size):
+            for rows in order.to(self.x.device).split(self._sizes()):
                 yield self._rows(rows)
 
     def peek(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Walk the rows in their order, without a random number: for passes that are no part of training."""
-        return zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True)
+        """Walk minibatches of ``batch_size`` rows that are the same in every call, and leave ``generator`` alone.
+
+        For passes that are no part of training, such as estimating BatchNorm's statistics anew. The rows come in one
+        fixed random order, because rows as they lie in memory may be sorted by class. Where they fill more than one
+        minibatch a short rest is left out: in an average over minibatches its rows would weigh more than the others.
+        """
+        if len(self) == 1:
+            yield self.x, self.y
+            return
+        whole = self.num_data - self.num_data % self.batch_size
+        order = torch.randperm(self.num_data, generator=torch.Generator().manual_seed(0))[:whole]
+        for rows in order.to(self.x.device).split(self.batch_size):
+            yield self._rows(rows)
+
+    def _sizes(self) -> list[int]:
+        """Rows of each minibatch of an epoch without replacement."""
+        whole = [self.batch_size] * (len(self) - 1)
+        return [*whole, self.num_data - sum(whole)]
 
     def _draw_rows(self) -> Tensor:
         assert self.generator is not None
@@ -106,7 +130,7 @@ class Loader:
     Parameters
     ----------
     batches : iterable of (Tensor, Tensor)
-        Minibatches (x_b, y_b).
+        Minibatches (x_b, y_b), each of at least one row.
     num_data : int, optional
         N, the number of training rows, by which the likelihood of a minibatch is scaled. By default
         ``len(batches.dataset)``.
@@ -121,17 +145,24 @@ class Loader:
         If ``num_data`` is not given and cannot be known: no dataset with a length, or a sampler that visits another
         number of rows than the dataset has; if a number is below 1; or if an iterator that can be walked only once
         comes without ``steps_per_epoch``.
+    TypeError
+        If ``batches`` is a dataset, whose items are single rows, and not a loader over one.
     """
 
     def __init__(
         self,
-        batches: Iterable[Any],
+        batches: Iterable[Any] | Dataset[Any],
         num_data: int | None = None,
         steps_per_epoch: int | None = None,
     ) -> None:
         for label, value in (("num_data", num_data), ("steps_per_epoch", steps_per_epoch)):
             if value is not None:
                 at_least(label, value, 1)
+        if isinstance(batches, Dataset):
+            raise TypeError(
+                f"Loader: expected minibatches, got a {type(batches).__name__}, a dataset: wrap it in "
+                "DataLoader(dataset, batch_size=64), or batch_size=None if its items are minibatches"
+            )
         if steps_per_epoch is None and isinstance(batches, Iterator):
             raise ValueError(
                 f"Loader: expected an iterable that starts anew each epoch, got a {type(batches).__name__}, which is "
@@ -141,41 +172,74 @@ class Loader:
         self.num_data = _count_rows(batches) if num_data is None else num_data
         self.steps_per_epoch = steps_per_epoch
         self._stream: Iterator[Any] | None = None
+        self._ahead: deque[Any] = deque()
+        self._batch_rows: int | None = None
 
     def __len__(self) -> int:
-        """Return the minibatches of an epoch; TypeError if neither ``batches`` nor ``steps_per_epoch`` tells."""
+        """Return the minibatches of an epoch.
+
+        Where neither ``steps_per_epoch`` nor ``batches`` tells, it is what ``num_data`` rows would fill at
+        :attr:`batch_rows` each. That is for planning only: an epoch is still one whole pass over ``batches``.
+        """
         if self.steps_per_epoch is not None:
             return self.steps_per_epoch
         size = _length(self.batches)
-        if size is None:
-            raise TypeError(
-                f"Loader: expected an iterable with a length, got {type(self.batches).__name__}: pass steps_per_epoch"
-            )
-        return size
+        return -(-self.num_data // self.batch_rows) if size is None else size
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of the first minibatch that :meth:`peek` gives, which it is asked for once."""
+        if self._batch_rows is None:
+            with isolated(seeded(0)):  # a DataLoader takes a seed from torch's global generator
+                return len(next(self.peek())[0])
+        return self._batch_rows
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Walk one epoch; ValueError if there are no minibatches (left), TypeError if one is not (x, y)."""
         if self.steps_per_epoch is None:
-            empty = True
-            for batch in self.batches:
-                empty = False
-                yield _pair(batch)
-            if empty:
-                raise ValueError("Loader: expected at least one minibatch an epoch, got none: check drop_last and size")
+            yield from self._pass()
             return
         for step in range(self.steps_per_epoch):
             yield _pair(self._next(step))
 
     def peek(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Walk ``batches`` from its beginning, aside from the epochs; an iterator without one gives its next
-        minibatch.
+        """Walk minibatches aside from the epochs, which they neither shorten nor reorder.
+
+        An iterable that starts anew gives one pass from its beginning: a shuffling one in the order that its generator
+        gives it then. An iterator that can be walked only once gives what comes next in it; whatever was taken from it
+        here is kept, and the epochs get it first, in its order. So take no more of an endless one than memory holds.
+
+        Raises
+        ------
+        ValueError
+            If there are no minibatches, or the iterator is used up.
         """
-        if isinstance(self.batches, Iterator):
-            self._stream = chain([first := next(self.batches)], self._stream or self.batches)
-            return iter([_pair(first)])
-        return map(_pair, self.batches)
+        for x, y in self._coming() if isinstance(self.batches, Iterator) else self._pass():
+            self._batch_rows = self._batch_rows or len(x)
+            yield x, y
+
+    def _coming(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from map(_pair, self._ahead.copy())
+        for batch in self.batches:
+            self._ahead.append(batch)
+            yield _pair(batch)
+        if not self._ahead:
+            raise ValueError(
+                "Loader: expected a minibatch to peek at, got a used-up iterator: pass an iterable that starts anew, "
+                "such as a DataLoader"
+            )
+
+    def _pass(self) -> Iterator[tuple[Tensor, Tensor]]:
+        empty = True
+        for batch in self.batches:
+            empty = False
+            yield _pair(batch)
+        if empty:
+            raise ValueError("Loader: expected at least one minibatch an epoch, got none: check drop_last and size")
 
     def _next(self, step: int) -> Any:
+        if self._ahead:
+            return self._ahead.popleft()
         if self._stream is not None:
             for batch in self._stream:
                 return batch
@@ -214,6 +278,12 @@ def _count_rows(batches: Iterable[Any]) -> int:
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(v, Tensor) for v in batch):
-        return batch[0], batch[1]
+        x, y = batch
+        if x.dim() == 0 or y.dim() == 0 or len(x) != len(y) or len(x) == 0:
+            raise ValueError(
+                f"Loader: expected minibatches of as many targets as inputs, got {tuple(x.shape)} and "
+                f"{tuple(y.shape)}: collect single rows with DataLoader(dataset, batch_size=64)"
+            )
+        return x, y
     got = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
     raise TypeError(f"Loader: expected minibatches (x, y) of two tensors, got {got}: map them with a collate_fn")

@@ -220,8 +220,9 @@ class Data:
         Parameters
         ----------
         x : array-like or Tensor, shape (N, ...)
-            Floating arrays become torch's default dtype, whatever their own; so do booleans. Integers stay (as indices
-            for an embedding need them), and a tensor keeps its dtype.
+            Floating numbers keep their dtype, which is float64 for lists: a number like 1e9 + 1 has no float32. ``fit``
+            and ``predict`` cast to the net's dtype themselves. Integers stay (as indices for an embedding need them),
+            booleans become torch's default dtype.
         y : array-like or Tensor, shape (N,) or (N, ...)
             As ``x``, except that integers and booleans become int64, in tensors as well.
         name, classes, inputs, target
@@ -232,14 +233,9 @@ class Data:
         TypeError
             If an array holds no numbers (strings, objects).
         ValueError
-            As the class does.
+            If rows differ in length, and as the class does.
         """
-        x_tensor, y_tensor = _tensor("x", x), _tensor("y", y)
-        if not y_tensor.is_floating_point():
-            y_tensor = y_tensor.long()
-        if x_tensor.dtype == torch.bool:
-            x_tensor = x_tensor.to(torch.get_default_dtype())
-        return cls(x_tensor, y_tensor, name, None if classes is None else tuple(classes), inputs, target)
+        return cls(as_inputs(x), as_targets(y), name, None if classes is None else tuple(classes), inputs, target)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -384,18 +380,35 @@ def apply_standardize(data: Data, inputs: Standardize, target: Standardize | Non
     return dataclasses.replace(data, x=inputs.forward(data.x), inputs=inputs, target=target)
 
 
+def as_inputs(x: Any) -> Tensor:
+    """Inputs as :meth:`Data.of` converts them, or its errors."""
+    tensor = _tensor("x", x)
+    return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.bool else tensor
+
+
+def as_targets(y: Any) -> Tensor:
+    """Targets as :meth:`Data.of` converts them, or its errors."""
+    tensor = _tensor("y", y)
+    return tensor if tensor.is_floating_point() else tensor.long()
+
+
 def _tensor(label: str, v: Any) -> Tensor:
     if isinstance(v, Tensor):
         return v
-    array = np.asarray(v)
+    try:
+        array = np.asarray(v)
+    except ValueError as error:
+        raise ValueError(
+            f"Data: expected rows of one shape in {label}, got a ragged {type(v).__name__}: pad or cut its rows"
+        ) from error
     if array.dtype.kind not in "biuf":
         raise TypeError(
-            f"Data.of: expected numbers in {label}, got an array of {array.dtype}: "
+            f"Data: expected numbers in {label}, got an array of {array.dtype}: "
             "number labels with numpy.unique(labels, return_inverse=True)"
         )
-    if array.dtype.kind == "f":
-        return torch.as_tensor(array.astype(np.float64), dtype=torch.get_default_dtype())
-    return torch.tensor(array)
+    # torch knows neither long doubles nor other byte orders, nor strides below 0.
+    dtype = np.dtype(np.float64) if array.dtype.char == "g" else array.dtype.newbyteorder("=")
+    return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
 
 
 def _check_finite(label: str, v: Tensor) -> None:

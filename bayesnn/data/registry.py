@@ -138,28 +138,29 @@ def _digits(test_fraction: float, seed: int) -> Data:
     from sklearn import datasets
 
     bunch = datasets.load_digits()
-    return Data.of(bunch.images[:, None] / 16.0, bunch.target, "digits", tuple("0123456789"))
+    return Data.of(bunch.images[:, None].astype("float32") / 16.0, bunch.target, "digits", tuple("0123456789"))
 
 
 def _diabetes(test_fraction: float, seed: int) -> Data:
     from sklearn import datasets
 
     bunch = datasets.load_diabetes(scaled=False)
-    return Data.of(bunch.data, bunch.target, "diabetes")
+    return Data.of(bunch.data.astype("float32"), bunch.target.astype("float32"), "diabetes")
 
 
 def _breast_cancer(test_fraction: float, seed: int) -> Data:
     from sklearn import datasets
 
     bunch = datasets.load_breast_cancer()
-    return Data.of(bunch.data, bunch.target, "breast-cancer", [str(name) for name in bunch.target_names])
+    classes = [str(name) for name in bunch.target_names]
+    return Data.of(bunch.data.astype("float32"), bunch.target, "breast-cancer", classes)
 
 
 def _moons(test_fraction: float, seed: int) -> Data:
     from sklearn import datasets
 
     x, y = datasets.make_moons(_total(500, test_fraction), noise=0.2, random_state=seed)
-    return Data.of(x, y, "moons", ("upper", "lower"))
+    return Data.of(x.astype("float32"), y, "moons", ("upper", "lower"))
 
 
 def _sine_gap(test_fraction: float, seed: int) -> Data:

@@ -7,6 +7,7 @@ chains and methods that end in a distribution fit the same contract: see the att
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -120,11 +121,13 @@ class Run(ABC):
     optimizers : whose learning rates ``fit`` schedules.
     schedule_from : steps before the schedules begin, in which other optimizers are at work.
     gradient_evaluations : gradients taken, in units of one minibatch gradient.
+    minibatch_noise : of a sampler, the noise of a minibatch as a share of the noise injected; None where not measured.
     """
 
     optimizers: Sequence[Optimizer]
     schedule_from: int = 0
     gradient_evaluations: int = 0
+    minibatch_noise: float | None = None
 
     def __init__(self, model: BayesianModel, plan: Plan, streams: Streams) -> None:
         self.model, self.plan, self.streams = model, plan, streams
@@ -154,12 +157,11 @@ class Run(ABC):
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs."""
+        """The chain's present state, in copies: what going back to it needs."""
         return {
             "model": {name: tensor.clone() for name, tensor in self.model.state_dict().items()},
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": [copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizers],
             "streams": self.streams.state_dict(),
-            "gradient_evaluations": self.gradient_evaluations,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -167,68 +169,81 @@ class Run(ABC):
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.streams.load_state_dict(state["streams"])
-        self.gradient_evaluations = state["gradient_evaluations"]
 
 
-def split_normal(model: BayesianModel) -> tuple[dict[str, Tensor], list[str]]:
-    """Which priors are zero-mean Normals: their precision by name (shape () where it is one number), and the others.
+def split_normal(model: BayesianModel) -> tuple[dict[str, tuple[Tensor, Tensor]], list[str]]:
+    """Which priors are Normal, as name -> (mean, precision), each of shape () where it is one number; and the others.
 
-    A Normal prior's gradient is w / s^2: the optimizers add it as weight decay, and the KL of a Normal guide to it is
-    closed. The gradient of every other prior comes from its own density.
+    A Normal prior's gradient is (w - m) / s^2: the KL of a Normal guide to it is closed, and with m = 0 the optimizers
+    add it as weight decay. The gradient of every other prior comes from its own density.
     """
-    precision: dict[str, Tensor] = {}
+    normal: dict[str, tuple[Tensor, Tensor]] = {}
     others: list[str] = []
     for name, prior in model.log_priors.items():
         base = prior.base_dist if isinstance(prior, torch.distributions.Independent) else prior
-        if isinstance(base, torch.distributions.Normal) and not base.loc.any():
-            scale = base.scale
-            uniform = bool((scale == scale.flatten()[0]).all())
-            precision[name] = (scale.flatten()[0] if uniform else scale).pow(-2)
+        if isinstance(base, torch.distributions.Normal):
+            normal[name] = (_one_number(base.loc), _one_number(base.scale).pow(-2))
         else:
             others.append(name)
-    return precision, others
+    return normal, others
 
 
-def parameter_groups(model: BayesianModel, num_data: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """Optimizer groups with ``weight_decay = 1 / (N s^2)`` for zero-mean Normal priors, and the names of the rest.
+def _one_number(value: Tensor) -> Tensor:
+    first = value.flatten()[0]
+    return first if bool((value == first).all()) else value
+
+
+def parameter_groups(
+    model: BayesianModel, num_data: int, decay: bool = True
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Optimizer groups with ``weight_decay = 1 / (N s^2)`` for Normal(0, s^2) priors, and the names of the rest.
 
     The loss that goes with them is the mean negative log likelihood plus :func:`prior_loss` of the rest. Parameters
-    without a prior form a group of their own, marked ``deterministic``.
+    without a prior form a group of their own, marked ``deterministic``. With ``decay=False`` every weight decay is 0
+    and all priors are left to the loss.
     """
     parameters = dict(model.named_parameters())
-    precision, others = split_normal(model)
+    normal, _ = split_normal(model)
+    decays = {
+        name: float(precision) / num_data
+        for name, (loc, precision) in normal.items()
+        if decay and loc.dim() == 0 and precision.dim() == 0 and float(loc) == 0
+    }
     by_decay: dict[float, list[nn.Parameter]] = {}
-    for name in [name for name, value in precision.items() if value.dim() > 0]:
-        others.append(name)
-        del precision[name]
     for name in model.log_priors:
-        decay = float(precision[name]) / num_data if name in precision else 0.0
-        by_decay.setdefault(decay, []).append(parameters[name])
+        by_decay.setdefault(decays.get(name, 0.0), []).append(parameters[name])
     groups: list[dict[str, Any]] = [{"params": members, "weight_decay": wd} for wd, members in by_decay.items()]
     if model.deterministic:
         free = [parameters[name] for name in model.deterministic]
         groups.append({"params": free, "weight_decay": 0.0, "deterministic": True})
-    return groups, others
+    return groups, [name for name in model.log_priors if name not in decays]
 
 
-def prior_loss(model: BayesianModel, names: list[str], num_data: int) -> Tensor | float:
-    """-log p(w) / N of the named parameters: on the scale of the loss averaged over rows."""
-    return -model.log_prior(names) / num_data if names else 0.0
+PriorTerms = list[tuple[Any, nn.Parameter]]
+
+
+def prior_terms(model: BayesianModel, names: Sequence[str]) -> PriorTerms:
+    """(prior, parameter) of the names, found once and not at every step."""
+    parameters = model.bayesian_parameters()
+    return [(model.log_priors[name], parameters[name]) for name in names]
+
+
+def prior_loss(terms: PriorTerms, num_data: int) -> Tensor | float:
+    """-log p(w) / N of the terms: on the scale of the loss averaged over rows."""
+    return -torch.stack([prior.log_prob(p) for prior, p in terms]).sum() / num_data if terms else 0.0
+
+
+def fill_gradients(parameters: Iterable[Tensor]) -> None:
+    """Zero gradients for the weights that the loss did not reach: their prior and their noise act all the same."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def clear_gradients(parameters: Iterable[Tensor]) -> None:
     """``zero_grad`` without its profiling hooks, which in small nets cost as much as a layer."""
     for parameter in parameters:
         parameter.grad = None
-
-
-def normalisation_layers(model: nn.Module) -> list[str]:
-    """Names of the modules that keep running statistics of their inputs."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
-    ]
 
 
 def refuse_dropout(plan: Plan, method: Method) -> None:
@@ -240,23 +255,19 @@ def refuse_dropout(plan: Plan, method: Method) -> None:
         )
 
 
-def reset_parameters(model: BayesianModel) -> list[str]:
-    """Draw fresh initial values as torch's own layers do; returns the names of parameters that stayed as they were.
+def reset_parameters(model: BayesianModel) -> None:
+    """Draw fresh initial values as torch's own layers do; what no module resets stays as it is.
+
     Frozen parameters keep their values: they are constants of the model.
 
     Takes random numbers from torch's global generator: call it inside :func:`bayesnn.rng.isolated`.
     """
-    kept: list[str] = []
     frozen = [(p, p.detach().clone()) for p in model.parameters() if not p.requires_grad]
     # Children first: a parent that initialises its children in its own way has the last word.
-    for prefix, module in reversed(list(model.named_modules())):
-        reset = getattr(module, "reset_parameters", None)
+    for module in reversed(list(model.modules())):
+        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if callable(reset):
             reset()
-        else:
-            own = [f"{prefix}.{name}" for name, p in module.named_parameters(recurse=False) if p.requires_grad]
-            kept.extend(own)
     with torch.no_grad():
         for p, value in frozen:
             p.copy_(value)
-    return kept

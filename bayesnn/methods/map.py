@@ -16,8 +16,10 @@ from bayesnn.methods.base import (
     Schedule,
     check_schedule,
     clear_gradients,
+    fill_gradients,
     parameter_groups,
     prior_loss,
+    prior_terms,
 )
 from bayesnn.model import BayesianModel, State
 from bayesnn.rng import Streams
@@ -36,7 +38,7 @@ class MAP(Method):
     Parameters
     ----------
     lr : learning rate.
-    optimizer : ``"adam"`` or ``"sgd"``, or an optimizer class that takes ``weight_decay``.
+    optimizer : ``"adam"`` or ``"sgd"``, or an optimizer class that needs no closure.
     momentum : of SGD.
     schedule : ``"constant"``, ``"cosine"``, ``"linear"``, ``"sqrt"``, or a factory
         ``(optimizer, steps) -> LRScheduler``.
@@ -72,16 +74,20 @@ class _MAPRun(Run):
         super().__init__(model, plan, streams)
         if init is not None:
             model.load_state(init.last())
-        # The prior enters as L2 weight decay, added to the gradient: Adam (not AdamW) keeps the posterior's mode.
-        groups, self._others = parameter_groups(model, plan.num_data)
+        # A Normal prior enters as L2 weight decay, added to the gradient. What a user's own optimizer makes of weight
+        # decay is not known (AdamW's moves the mode): there the prior is part of the loss.
+        groups, others = parameter_groups(model, plan.num_data, decay=isinstance(method.optimizer, str))
+        self._others = prior_terms(model, others)
         self._optimizer = method.make_optimizer(groups)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._bayesian = list(model.bayesian_parameters().values())
         self.optimizers = [self._optimizer]
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         clear_gradients(self._parameters)
         nll = -self.model.log_likelihood(x, y).mean()
-        (nll + prior_loss(self.model, self._others, self.plan.num_data)).backward()
+        (nll + prior_loss(self._others, self.plan.num_data)).backward()
+        fill_gradients(self._bayesian)
         self._optimizer.step()
         self.gradient_evaluations += 1
         return nll.detach()

@@ -17,8 +17,8 @@ from bayesnn.methods.base import (
     Schedule,
     check_schedule,
     clear_gradients,
-    normalisation_layers,
     prior_loss,
+    prior_terms,
     refuse_dropout,
     split_normal,
 )
@@ -38,7 +38,7 @@ class MeanFieldVI(Method):
 
         mean_i -log p(y_i | x_i, w) + kl_weight * KL(q || p) / N
 
-    Where the prior is a zero-mean Normal(0, s^2), KL = sum_j (sigma^2 + mu^2) / (2 s^2) - 1/2 - log(sigma / s) is
+    Where the prior is Normal(m, s^2), KL = sum_j (sigma^2 + (mu - m)^2) / (2 s^2) - 1/2 - log(sigma / s) is
     closed; elsewhere the entropy of q stays closed and E_q[-log p(w)] is estimated with the same weight samples.
     The gradients with respect to mu and rho are g and g * eps * sigma, g the gradient at the sampled weights
     (reparameterization, Kingma & Welling 2014), so a step costs one backward pass of the plain net.
@@ -72,11 +72,11 @@ class MeanFieldVI(Method):
         refuse_dropout(plan, self)
         if not model.log_priors:
             raise ValueError("Expected at least one parameter with a prior for MeanFieldVI, got none: use MAP.")
-        layers = normalisation_layers(model)
-        if layers:
+        if model.moving:
+            name = min(model.moving).removeprefix("net.").rpartition(".")[0]
             raise ValueError(
-                f"Expected a net without running statistics for MeanFieldVI, got {layers[0].removeprefix('net.')!r}: "
-                "they belong to no draw of the weights; use GroupNorm or LayerNorm, or SGLD, which re-estimates them."
+                f"Expected a net without running statistics for MeanFieldVI, got {name!r}: they belong to no "
+                "draw of the weights; use GroupNorm or LayerNorm, or SGLD, which re-estimates them."
             )
 
     def draw_bytes(self, model: BayesianModel, plan: Plan) -> int:
@@ -99,11 +99,15 @@ class _MeanFieldRun(Run):
         self._rho = torch.full_like(self._mu, math.log(method.initial_sd))
         if isinstance(init, NormalSource):
             self._rho.copy_(self._weights.flat(init.log_sd))
-        precision, self._others = split_normal(model)
-        per_name = {name: precision.get(name, torch.zeros(())) for name in self._weights.parameters}
-        self._precision: Tensor | float = self._weights.flat(per_name)
-        if bool((self._precision == self._precision[0]).all()):
-            self._precision = float(self._precision[0])  # one number: the elementwise passes read one vector less
+        normal, others = split_normal(model)
+        self._others = prior_terms(model, others)
+        zero = torch.zeros(())
+        prior = {name: normal.get(name, (zero, zero)) for name in self._weights.parameters}
+        precision = self._weights.flat({name: value for name, (_, value) in prior.items()})
+        loc = self._weights.flat({name: value for name, (value, _) in prior.items()})
+        self._loc = loc if bool(loc.any()) else None
+        # One number where it is one: the elementwise passes read one vector less.
+        self._precision = float(precision[0]) if bool((precision == precision[0]).all()) else precision
         self._mu.grad, self._rho.grad = torch.empty_like(self._mu), torch.empty_like(self._rho)
         parameters = dict(model.named_parameters())
         self._free = [parameters[name] for name in model.deterministic]
@@ -125,7 +129,7 @@ class _MeanFieldRun(Run):
             torch.add(self._mu, shift, out=self._weights.vector)
             clear_gradients(self._weights.parameters.values())
             nll = -self.model.log_likelihood(x, y).mean()
-            loss = nll + self._method.kl_weight * prior_loss(self.model, self._others, self.plan.num_data)
+            loss = nll + self._method.kl_weight * prior_loss(self._others, self.plan.num_data)
             (loss / S).backward()
             g = self._weights.gradient(out=mu_grad if s == 0 else self._grad)
             if s == 0:
@@ -134,12 +138,13 @@ class _MeanFieldRun(Run):
                 mu_grad.add_(g)
                 rho_grad.addcmul_(g, shift)
             total += nll.detach()
-        # d KL / d mu = mu / s^2 and d KL / d rho = sigma^2 / s^2 - 1; a precision of 0 leaves the entropy's -1.
+        # d KL / d mu = (mu - m) / s^2, d KL / d rho = sigma^2 / s^2 - 1; a precision of 0 leaves the entropy's -1.
+        centred = self._mu if self._loc is None else self._mu - self._loc
         if isinstance(self._precision, float):
-            mu_grad.add_(self._mu, alpha=kl_scale * self._precision)
+            mu_grad.add_(centred, alpha=kl_scale * self._precision)
             rho_grad.addcmul_(self._sigma, self._sigma, value=kl_scale * self._precision)
         else:
-            mu_grad.addcmul_(self._mu, self._precision, value=kl_scale)
+            mu_grad.addcmul_(centred, self._precision, value=kl_scale)
             rho_grad.addcmul_(self._sigma.square(), self._precision, value=kl_scale)
         rho_grad.sub_(kl_scale)
         self._optimizer.step()
@@ -147,18 +152,18 @@ class _MeanFieldRun(Run):
         return total / S
 
     def kl(self, draws: int = 16) -> float:
-        """KL(q || p): closed where the prior is a zero-mean Normal, elsewhere its cross-entropy by Monte Carlo."""
+        """KL(q || p): closed where the prior is Normal, elsewhere its cross-entropy by Monte Carlo."""
         kl = -float((self._rho.double() + 0.5 * math.log(2 * math.pi * math.e)).sum())  # minus the entropy of q
         precision = torch.as_tensor(self._precision, dtype=self._mu.dtype, device=self._mu.device).expand_as(self._mu)
         normal = precision > 0
-        second_moment = (2 * self._rho).exp() + self._mu.square()
+        second_moment = (2 * self._rho).exp() + (self._mu if self._loc is None else self._mu - self._loc).square()
         cross = second_moment * precision - torch.log(precision / (2 * math.pi))
         kl += 0.5 * float(cross[normal].double().sum())
         for _ in range(draws if self._others else 0):
             # The sample in the net's weights is replaced by the next step: nothing to restore.
             self._shift.normal_(generator=self.streams.noise)
             torch.addcmul(self._mu, self._rho.exp(), self._shift, out=self._weights.vector)
-            kl -= float(self.model.log_prior(self._others)) / draws
+            kl += float(prior_loss(self._others, 1)) / draws
         return kl
 
     def end_epoch(self) -> dict[str, float]:

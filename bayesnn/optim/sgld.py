@@ -86,9 +86,9 @@ class SGLD(Optimizer):
 
     def _draw_noise(self, index: int, params: list[Tensor]) -> list[Tensor]:
         """One standard normal number a weight: a single call over one flat buffer a group, seen through views."""
-        numel = sum(p.numel() for p in params)
         flat, views = self._noise.get(index, (None, []))
-        if flat is None or flat.numel() != numel or len(views) != len(params):
+        if flat is None or not _alike(views, params):
+            numel = sum(p.numel() for p in params)
             flat = torch.empty(numel, dtype=params[0].dtype, device=params[0].device)
             views = [part.view_as(p) for part, p in zip(flat.split([p.numel() for p in params]), params, strict=True)]
             self._noise[index] = (flat, views)
@@ -97,3 +97,9 @@ class SGLD(Optimizer):
             self._generator.seed()
         flat.normal_(generator=self._generator)
         return views
+
+
+def _alike(views: list[Tensor], params: list[Tensor]) -> bool:
+    return len(views) == len(params) and all(
+        v.shape == p.shape and v.dtype == p.dtype and v.device == p.device for v, p in zip(views, params, strict=True)
+    )

@@ -75,6 +75,58 @@ class TestWholeData:
         assert epoch[1][0].data_ptr() == x[4:].data_ptr()
 
 
+class TestOneRowLeftOver:
+    @pytest.mark.parametrize("order", ["reshuffle", "sequential"])
+    @pytest.mark.parametrize(
+        ("n", "size", "sizes"), [(9, 4, [4, 5]), (5, 4, [5]), (13, 3, [3, 3, 3, 4]), (3, 1, [1, 1, 1])]
+    )
+    def test_it_joins_the_minibatch_before(self, order, n, size, sizes):
+        batches = Batches(*rows(n), size, order, generator())
+        epoch = list(batches)
+        assert [len(y) for _, y in epoch] == sizes
+        assert len(batches) == len(sizes)
+        assert sorted(torch.cat([y for _, y in epoch]).tolist()) == list(range(n))
+
+    def test_iid_has_none(self):
+        batches = Batches(*rows(9), 4, "iid", generator())
+        assert [len(y) for _, y in batches] == [4] * len(batches) == [4, 4, 4]
+
+    def test_batch_norm_trains_on_what_comes(self):
+        net = torch.nn.BatchNorm1d(1).train()
+        for x, _ in Batches(*rows(9), 4, generator=generator()):
+            net(x)
+
+
+class TestPeek:
+    def test_equal_minibatches_the_same_each_time_in_no_order_of_the_rows(self):
+        batches = Batches(*rows(103), 10, generator=generator())
+        first, again = ([y.tolist() for _, y in batches.peek()] for _ in range(2))
+        assert first == again
+        assert [len(y) for y in first] == [10] * 10
+        drawn = [row for batch in first for row in batch]
+        assert len(set(drawn)) == 100
+        assert drawn != sorted(drawn)
+        assert all(torch.equal(x[:, 0].long(), y) for x, y in batches.peek())
+
+    def test_rows_sorted_by_class_come_mixed(self):
+        y = torch.arange(400) // 200
+        shares = [float(y_b.double().mean()) for _, y_b in Batches(rows(400)[0], y, 50, "sequential").peek()]
+        # 50 rows drawn without replacement, half of each class: sd below sqrt(0.25 / 50) = 0.071.
+        assert all(abs(share - 0.5) < 4 * 0.071 for share in shares)
+
+    def test_no_random_number_of_training_is_used(self):
+        stream = generator()
+        before, outside = stream.get_state(), torch.random.get_rng_state()
+        list(Batches(*rows(), 4, generator=stream).peek())
+        assert torch.equal(stream.get_state(), before)
+        assert torch.equal(torch.random.get_rng_state(), outside)
+
+    @pytest.mark.parametrize("size", [None, 9, 10, 20])
+    def test_one_minibatch_is_all_rows(self, size):
+        [(x, y)] = Batches(*rows(), size, "sequential").peek()
+        assert (len(x), len(y)) == (10, 10)
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("options", "match"),
@@ -114,8 +166,7 @@ class TestLoader:
             Loader([rows()])
         loader = Loader(DataLoader(Stream(), batch_size=2), num_data=6)
         assert len(list(loader)) == 3
-        with pytest.raises(TypeError, match="pass steps_per_epoch"):
-            len(loader)
+        assert len(loader) == 3
 
     def test_a_sampler_over_a_part_of_the_rows_needs_num_data(self):
         part = DataLoader(TensorDataset(*rows()), batch_size=2, sampler=SubsetRandomSampler([0, 1, 2, 3]))
@@ -148,6 +199,33 @@ class TestLoader:
             list(loader)
         with pytest.raises(ValueError, match="got none"):
             list(Loader([], num_data=3))
+
+    def test_a_peek_gives_what_comes_next_and_the_stream_has_it_still(self):
+        loader = Loader(((torch.zeros(1, 1), torch.tensor([i])) for i in range(9)), num_data=9, steps_per_epoch=3)
+        assert [y.item() for _, (_, y) in zip(range(2), loader.peek(), strict=False)] == [0, 1]
+        assert [y.item() for _, y in loader] == [0, 1, 2]
+        assert [y.item() for _, (_, y) in zip(range(4), loader.peek(), strict=False)] == [3, 4, 5, 6]
+        assert next(loader.peek())[1].item() == 3
+        assert [[y.item() for _, y in loader] for _ in range(2)] == [[3, 4, 5], [6, 7, 8]]
+        with pytest.raises(ValueError, match="got a used-up iterator: pass an iterable that starts anew") as error:
+            next(loader.peek())
+        assert "\n" not in str(error.value)
+
+    def test_a_peek_into_a_data_loader_starts_anew_and_leaves_the_epochs_alone(self):
+        loader = Loader(DataLoader(TensorDataset(*rows()), batch_size=4), steps_per_epoch=2)
+        next(iter(loader))
+        assert [y[0].item() for _, y in loader.peek()] == [0, 4, 8]
+        assert [y[0].item() for _, y in loader] == [4, 8]
+
+    def test_nothing_to_peek_at_is_said(self):
+        with pytest.raises(ValueError, match="expected at least one minibatch an epoch, got none"):
+            next(Loader([], num_data=3).peek())
+
+    def test_asking_for_the_length_leaves_the_global_random_state_alone(self):
+        loader = Loader(DataLoader(Stream(), batch_size=4), num_data=9)
+        before = torch.random.get_rng_state()
+        assert (len(loader), loader.batch_rows) == (3, 4)
+        assert torch.equal(torch.random.get_rng_state(), before)
 
     @pytest.mark.parametrize(
         ("item", "got"), [(torch.zeros(2), "Tensor"), ((torch.zeros(2),), "1 items"), ({}, "dict")]

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -151,8 +152,15 @@ class TestData:
             ([0, 1], torch.int64),
             (torch.tensor([True, False]), torch.int64),
             (torch.tensor([0, 1], dtype=torch.int32), torch.int64),
-            (np.array([0.5, 1.5]), torch.float32),
-            ([0.5, 1.5], torch.float32),
+            (np.array([0.5, 1.5]), torch.float64),
+            (np.array([0.5, 1.5], dtype=np.float32), torch.float32),
+            (np.array([0.5, 1.5], dtype=">f4"), torch.float32),
+            (np.array([0.5, 1.5], dtype=np.longdouble), torch.float64),
+            (np.array([1.5, 0.5])[::-1], torch.float64),
+            (pd.Series([0.5, 1.5]), torch.float64),
+            (pd.Series([0, 1], index=["a", "b"]), torch.int64),
+            ([0.5, 1.5], torch.float64),
+            ([1e9, 1e9 + 1], torch.float64),
             (torch.tensor([0.5, 1.5], dtype=torch.float64), torch.float64),
         ],
     )
@@ -163,7 +171,8 @@ class TestData:
 
     def test_of_converts_inputs(self):
         y = [0, 1]
-        assert Data.of(np.ones((2, 3)), y).x.dtype == torch.float32
+        assert Data.of(np.ones((2, 3)), y).x.dtype == torch.float64
+        assert Data.of(pd.DataFrame({"a": [1.0, 2.0], "b": [3, 4]}), y).x.tolist() == [[1.0, 3.0], [2.0, 4.0]]
         assert Data.of(torch.ones(2, 3, dtype=torch.float64), y).x.dtype == torch.float64
         assert Data.of(np.ones((2, 3), dtype=np.int32), y).x.dtype == torch.int32
         assert Data.of(np.ones((2, 3), dtype=bool), y).x.dtype == torch.float32
@@ -177,6 +186,11 @@ class TestData:
     def test_of_refuses_strings(self):
         with pytest.raises(TypeError, match=r"expected numbers in y, .* numpy.unique"):
             Data.of(np.ones((2, 3)), ["cat", "dog"])
+
+    def test_of_refuses_ragged_rows_in_one_line(self):
+        with pytest.raises(ValueError, match="expected rows of one shape in x, got a ragged list: pad or cut") as error:
+            Data.of([[1.0, 2.0], [3.0]], [0, 1])
+        assert "\n" not in str(error.value)
 
 
 class TestSplit:
@@ -252,6 +266,13 @@ class TestStandardizeFunction:
         assert test_std.target is train_std.target
         torch.testing.assert_close(train_std.target.std, train.y.std(correction=0))
         torch.testing.assert_close(train_std.inputs.inverse(train_std.x), train.x)
+
+    def test_float64_keeps_what_float32_has_not(self):
+        v = 1e9 + np.arange(20) % 2
+        (data,) = standardize(Data.of(v[:, None], v))
+        expected = torch.as_tensor(np.arange(20) % 2 * 2.0 - 1.0)
+        torch.testing.assert_close(data.x[:, 0], expected)
+        torch.testing.assert_close(data.target.forward(data.y), expected)
 
     def test_classes_have_no_target_constants(self):
         (train,) = standardize(Data(numbers(4, 2), torch.tensor([0, 1, 0, 1])))

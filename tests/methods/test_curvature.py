@@ -6,7 +6,7 @@ from torch import nn
 
 import bayesnn as bnn
 from bayesnn.methods.curvature import largest_curvature
-from bayesnn.methods.sampler import LR_MOST, LR_STABILITY
+from bayesnn.methods.sampler import LR_MOST, LR_STABILITY, NOISE_MOST
 
 
 def test_it_is_the_largest_eigenvalue_of_a_quadratic_and_puts_the_parameters_back() -> None:
@@ -20,12 +20,14 @@ def test_it_is_the_largest_eigenvalue_of_a_quadratic_and_puts_the_parameters_bac
 
     def loss() -> torch.Tensor:
         both = torch.cat((w, v))
-        return both @ hessian @ both / 2
+        slopes = torch.tensor([-1.0, 1.0, 3.0], dtype=torch.float64)  # rows that disagree along the first weight
+        return both @ hessian @ both / 2 + slopes * both[0]
 
-    value, direction = largest_curvature(loss, [w, v], start, iterations=60)
+    value, noise, direction = largest_curvature(loss, [w, v], start, iterations=60)
     eigenvalues, eigenvectors = torch.linalg.eigh(hessian)
     assert value == pytest.approx(float(eigenvalues[-1]), rel=1e-6)
     assert abs(float(torch.cat(direction) @ eigenvectors[:, -1])) == pytest.approx(1, rel=1e-4)
+    assert noise == pytest.approx(4 * float(direction[0][0]) ** 2, rel=1e-6)  # Var(slopes) v_0^2
     assert torch.equal(torch.cat((w, v)).detach(), before)
 
 
@@ -48,10 +50,30 @@ def test_sgld_sets_its_step_by_the_curvature_and_leaves_it_after_the_burn_in() -
     net = nn.Linear(3, 1, bias=False)
     model = bnn.BayesianModel(net, bnn.priors.Normal(s), bnn.likelihoods.Normal(scale=sigma)).double()
     posterior = bnn.fit(model, (x, y), bnn.SGLD(), epochs=100, batch_size=None, chains=1, progress=False)
-    curvature = float(torch.linalg.eigvalsh(x.T @ x / (40 * sigma**2)).max())
+    curvature = float(torch.linalg.eigvalsh(x.T @ x / (40 * sigma**2)).max()) + 1 / (40 * s**2)
     rates = [row["lr"] for row in posterior.history]
     assert LR_STABILITY / curvature < LR_MOST
     assert rates[-1] == pytest.approx(LR_STABILITY / curvature, rel=0.01)
     assert len(set(rates[50:])) == 1
     # 100 steps, and 10 looks of 8 iterations with two gradients each
     assert posterior.info["gradient_evaluations"] == [100 + 10 * 8 * 2]
+
+
+def test_minibatch_noise_is_measured_bounded_by_default_and_warned_of() -> None:
+    """Of linear regression in closed form: c = Var_i(v . x_i e_i) / sigma^4 at the mode, and the share of lr."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(4000, 2, generator=generator, dtype=torch.float64)
+    sigma = 0.5
+    y = x.sum(1) + sigma * torch.randn(4000, generator=generator, dtype=torch.float64)
+    net = nn.Linear(2, 1, bias=False)
+    model = bnn.BayesianModel(net, bnn.priors.Normal(1.0), bnn.likelihoods.Normal(scale=sigma)).double()
+    options = {"epochs": 3, "batch_size": 400, "chains": 1, "progress": False}
+    quiet = bnn.fit(model, (x, y), bnn.SGLD(), **options)
+    assert quiet.info["minibatch_noise"][0] <= NOISE_MOST * (1 + 1e-9)
+    with pytest.warns(UserWarning, match="wider than it should be"):
+        loud = bnn.fit(model, (x, y), bnn.SGLD(lr=0.1), **options)
+    # At the mode the slopes have variance v'x'xv / sigma^2 = 1 / sigma^2 on average: lr N c (1 - B / N) / (2 B).
+    expected = 0.1 * 4000 / sigma**2 * 0.9 / (2 * 400)
+    assert loud.info["minibatch_noise"][0] == pytest.approx(expected, rel=0.35)
+    exact = bnn.fit(model, (x, y), bnn.SGLD(lr=0.1), **{**options, "batch_size": None})
+    assert exact.info["minibatch_noise"] == [None]

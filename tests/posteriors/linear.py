@@ -15,7 +15,7 @@ from torch import nn
 
 import bayesnn as bnn
 
-SIGMA, S, N, D, K = 0.7, 1.3, 40, 3, 50
+D, K = 3, 200
 
 
 @dataclass
@@ -25,35 +25,53 @@ class Problem:
     model: bnn.BayesianModel
     x: torch.Tensor  # (N, D)
     y: torch.Tensor  # (N, K)
+    sigma: float
+    s: float
     precision: np.ndarray  # Lambda (D, D)
     mean: np.ndarray  # (K, D)
 
+    @property
+    def n(self) -> int:
+        return len(self.x)
 
-def problem(columns: int = K, prior: object = None) -> Problem:
+    @property
+    def h(self) -> float:
+        """A step, in the units of U, that is large enough for discretisation to show."""
+        return 0.6 / float(np.linalg.eigvalsh(self.precision).max())
+
+    @property
+    def prior_share(self) -> np.ndarray:
+        """Share (D,) of the prior in the diagonal of Lambda."""
+        return 1 / self.s**2 / np.diag(self.precision)
+
+
+def problem(
+    n: int = 40, s: float = 1.3, sigma: float = 0.7, *, columns: int = K, prior: object = None
+) -> Problem:
+    """K regressions whose weights come from Normal(s); ``prior`` is the model's, where it is not that one."""
     generator = torch.Generator().manual_seed(7)
-    x = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    x = torch.randn(n, D, generator=generator, dtype=torch.float64)
     x[:, 1] += 0.6 * x[:, 0]  # correlated inputs: a posterior that is not a multiple of the identity
-    w = torch.randn(D, columns, generator=generator, dtype=torch.float64)
-    y = x @ w + SIGMA * torch.randn(N, columns, generator=generator, dtype=torch.float64)
+    w = s * torch.randn(D, columns, generator=generator, dtype=torch.float64)
+    y = x @ w + sigma * torch.randn(n, columns, generator=generator, dtype=torch.float64)
     net = nn.Linear(D, columns, bias=False)
-    likelihood = bnn.likelihoods.Normal(scale=SIGMA)
-    model = bnn.BayesianModel(net, prior or bnn.priors.Normal(S), likelihood).double()
-    precision = x.T @ x / SIGMA**2 + torch.eye(D) / S**2
-    mean = torch.linalg.solve(precision, x.T @ y / SIGMA**2).T
-    return Problem(model, x, y, precision.numpy(), mean.numpy())
+    likelihood = bnn.likelihoods.Normal(scale=sigma)
+    model = bnn.BayesianModel(net, prior or bnn.priors.Normal(s), likelihood).double()
+    precision = x.T @ x / sigma**2 + torch.eye(D) / s**2
+    mean = torch.linalg.solve(precision, x.T @ y / sigma**2).T
+    return Problem(model, x, y, sigma, s, precision.numpy(), mean.numpy())
 
 
-def exact_covariance(case: Problem, h: float, temperature: float = 1.0) -> np.ndarray:
+def exact_covariance(case: Problem, temperature: float = 1.0) -> np.ndarray:
     """Stationary covariance (D, D) of SGLD with exact gradients.
 
     delta' = A delta + sqrt(2 h T) xi, A = I - h Lambda, has V = A V A + 2 h T I. All commute:
     V = 2 h T (I - A^2)^-1 = T Lambda^-1 (I - h Lambda / 2)^-1.
     """
-    identity = np.eye(D)
-    return temperature * np.linalg.inv(case.precision @ (identity - h * case.precision / 2))
+    return temperature * np.linalg.inv(case.precision @ (np.eye(D) - case.h * case.precision / 2))
 
 
-def iid_covariance(case: Problem, h: float, batch: int, temperature: float = 1.0) -> np.ndarray:
+def iid_covariance(case: Problem, batch: int, temperature: float = 1.0) -> np.ndarray:
     """Stationary covariances (K, D, D) of SGLD with minibatches of ``batch`` rows drawn with replacement.
 
     With h_i = N x_i x_i' / sigma^2 + I / s^2, H_B = mean of h_i over the batch and g_B(m) the minibatch gradient of U
@@ -66,16 +84,16 @@ def iid_covariance(case: Problem, h: float, batch: int, temperature: float = 1.0
 
     a linear system in V, solved by its vectorisation: vec(P V Q) = (P kron Q') vec(V) with rows first.
     """
-    x, y = case.x.numpy(), case.y.numpy()
+    x, y, h, n = case.x.numpy(), case.y.numpy(), case.h, case.n
     identity = np.eye(D)
-    h_i = N * x[:, :, None] * x[:, None, :] / SIGMA**2 + identity / S**2
+    h_i = n * x[:, :, None] * x[:, None, :] / case.sigma**2 + identity / case.s**2
     a = identity - h * case.precision
     mean_square = np.mean([np.kron(one, one) for one in h_i], axis=0)
     transition = np.kron(a, a) + h**2 / batch * (mean_square - np.kron(case.precision, case.precision))
     covariances = []
     for k, m in enumerate(case.mean):
-        g_i = N * x * (x @ m - y[:, k])[:, None] / SIGMA**2 + m / S**2
-        source = h**2 / batch * (g_i.T @ g_i / N) + 2 * h * temperature * identity
+        g_i = n * x * (x @ m - y[:, k])[:, None] / case.sigma**2 + m / case.s**2
+        source = h**2 / batch * (g_i.T @ g_i / n) + 2 * h * temperature * identity
         solution = np.linalg.solve(np.eye(D * D) - transition, source.ravel())
         covariances.append(solution.reshape(D, D))
     return np.stack(covariances)

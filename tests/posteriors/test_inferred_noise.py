@@ -58,7 +58,7 @@ def test_sgld_samples_the_posterior_of_the_noise(name: str) -> None:
     model = bnn.BayesianModel(net, bnn.priors.Normal(S), bnn.likelihoods.Normal(prior=prior)).double()
     # h times the curvature of l (2 N) is 0.06: the discretisation inflates its variance by 1 / (1 - 0.03).
     sampler = bnn.SGLD(lr=0.03, warm_up=0.1, burn_in=0.2, thin=5)
-    posterior = bnn.fit(model, (x, y), sampler, epochs=16_000, batch_size=None, chains=1, progress=False)
+    posterior = bnn.fit(model, (x, y), sampler, epochs=8_000, batch_size=None, chains=1, progress=False)
     draws = posterior.sources[0].tensors()["likelihood.log_scale"].numpy()
     effective = float(bnn.diagnostics.ess(draws[None], kind="mean"))
     assert abs(draws.mean() - mean) < 4 * sd / np.sqrt(effective) + 0.05 * sd
@@ -72,7 +72,7 @@ def test_prediction_uses_the_inferred_noise() -> None:
     x, y = _data()
     model = bnn.BayesianModel(nn.Linear(2, 1), bnn.priors.Normal(S), bnn.likelihoods.Normal()).double()
     sampler = bnn.SGLD(lr=0.02, warm_up=0.2, draws=50)
-    posterior = bnn.fit(model, (x, y), sampler, epochs=2000, batch_size=None, chains=2, progress=False)
+    posterior = bnn.fit(model, (x, y), sampler, epochs=1000, batch_size=None, chains=2, progress=False)
     scales = torch.cat([source.tensors()["likelihood.log_scale"].exp() for source in posterior.sources])
     predictive = posterior.predict(x)
     torch.testing.assert_close(predictive.aleatoric, scales.square().mean().expand(N))

@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import bayesnn as bnn
+from bayesnn import likelihoods
+from bayesnn.data import Data, Loader, standardize
+from bayesnn.errors import fraction, positive
+from bayesnn.prepare import prepare
+
+N = 65
+X = torch.linspace(-1, 1, 2 * N).reshape(N, 2)
+Y = X.sum(1)
+
+
+def model():
+    return bnn.BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal())
+
+
+def prepared(data, validation=None, num_data=None):
+    return prepare(model(), data, validation, num_data, seed=0)
+
+
+class Stream(IterableDataset):
+    """Rows one by one, without a length."""
+
+    def __iter__(self):
+        yield from zip(X, Y, strict=True)
+
+
+class TestPrecision:
+    y = 1e9 + np.arange(N) % 2  # float32 has multiples of 64 here
+
+    @pytest.mark.parametrize("convert", [np.asarray, list, torch.as_tensor], ids=["numpy", "list", "tensor"])
+    def test_targets_are_standardised_before_they_are_cast(self, convert):
+        (data,) = standardize(Data.of(X, convert(self.y)))
+        task = prepared(data)
+        assert task.y.dtype == torch.float32
+        expected = (self.y - self.y.mean()) / self.y.std()
+        np.testing.assert_allclose(task.y, expected, rtol=1e-6)
+
+    def test_and_come_back_in_their_own_units(self):
+        (data,) = standardize(Data.of(X, self.y))
+        posterior = bnn.fit(model(), data, epochs=20, validation=0.2, progress=False)
+        # Noise of about the targets' sd of 0.5: a float32 grid of 64 would cost thousands of nats.
+        assert abs(posterior.history[-1]["val_nll"]) < 5
+        assert float(posterior.predict(X).log_prob(self.y).mean()) > -5
+        assert posterior.to_arviz(weights=False).observed_data["y"].values[:3] == pytest.approx(
+            posterior.target.inverse(posterior.train[1].double())[:3].numpy(), rel=1e-15
+        )
+
+    def test_without_constants_they_are_cast_to_the_nets_dtype(self):
+        task = prepared((X.double(), Y.double()), validation=(X.double(), Y.double()))
+        assert {task.x.dtype, task.y.dtype, task.validation.x.dtype, task.validation.y.dtype} == {torch.float32}
+
+
+class TestShare:
+    @pytest.mark.parametrize("share", [0, 1, 0.0, 1.0, -0.5, 20, np.float32(1.5), float("nan")])
+    def test_out_of_range_is_refused(self, share):
+        with pytest.raises(ValueError, match=r"validation: expected a fraction in \(0, 1\), got .*share") as error:
+            prepared((X, Y), share)
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("share", [0.2, np.float32(0.2), np.float64(0.2)])
+    def test_any_real_number_will_do(self, share):
+        task = prepared((X, Y), share)
+        assert (task.num_data, len(task.validation)) == (52, 13)
+
+    def test_a_boolean_is_no_share(self):
+        with pytest.raises(TypeError, match="got bool"):
+            prepared((X, Y), True)
+
+
+class TestLoaders:
+    def test_a_stream_without_a_length_is_planned_by_its_first_minibatch(self):
+        task = prepared(DataLoader(Stream(), batch_size=16), num_data=N)
+        assert (len(task.loader), task.batch_rows) == (5, 16)
+        posterior = bnn.fit(model(), DataLoader(Stream(), batch_size=16), epochs=2, num_data=N, progress=False)
+        assert posterior.info["gradient_evaluations"] == [10]
+
+    def test_the_plan_does_not_limit_the_pass(self):
+        loader = Loader(DataLoader(Stream(), batch_size=16), num_data=32)
+        assert len(loader) == 2
+        assert [len(y) for _, y in loader] == [16, 16, 16, 16, 1]
+
+    @pytest.mark.parametrize("dataset", [Stream(), TensorDataset(X, Y)], ids=["iterable", "map"])
+    def test_a_bare_dataset_must_be_wrapped(self, dataset):
+        with pytest.raises(TypeError, match=r"a dataset: wrap it in DataLoader\(dataset, batch_size=64\)") as error:
+            prepared(dataset, num_data=N)
+        assert "\n" not in str(error.value)
+
+    def test_single_rows_are_no_minibatches(self):
+        with pytest.raises(ValueError, match=r"got \(2,\) and \(\): collect single rows with DataLoader") as error:
+            prepared(DataLoader(Stream(), batch_size=None), num_data=N)
+        assert "\n" not in str(error.value)
+
+    def test_an_empty_loader_is_one_line(self):
+        with pytest.raises(ValueError, match="at least one minibatch an epoch, got none"):
+            prepared(Loader([], num_data=N))
+        with pytest.raises(ValueError, match="got a used-up iterator"):
+            prepared(Loader(iter([]), num_data=N, steps_per_epoch=2))
+
+    def test_rows_of_the_first_minibatch(self):
+        assert prepared(DataLoader(TensorDataset(X, Y), batch_size=20)).batch_rows == 20
+        assert prepared((X, Y)).batch_rows is None
+
+    def test_a_single_row_left_over_makes_no_step_of_its_own(self):
+        posterior = bnn.fit(model(), (X, Y), epochs=3, batch_size=64, progress=False)
+        assert posterior.info["gradient_evaluations"] == [3]
+
+
+class TestNumbers:
+    @pytest.mark.parametrize("value", [np.float32(0.5), np.int64(2), 2, 0.5, np.float64(3)])
+    def test_positive_takes_any_real_number(self, value):
+        assert positive("lr", value) == float(value)
+        assert type(positive("lr", value)) is float
+
+    @pytest.mark.parametrize("value", [True, np.True_, "1", None, 1j, float("nan"), float("inf"), 0, np.float32(-1)])
+    def test_positive_refuses_the_rest(self, value):
+        with pytest.raises(ValueError, match="Expected lr > 0 and finite"):
+            positive("lr", value)
+
+    def test_fraction(self):
+        assert fraction("burn_in", np.float32(0.25)) == 0.25
+        assert fraction("burn_in", 0) == 0.0
+        for value in (False, 1, np.float32(1.0), -0.1, float("nan"), "0.1"):
+            with pytest.raises(ValueError, match=r"Expected burn_in in \[0, 1\)"):
+                fraction("burn_in", value)
