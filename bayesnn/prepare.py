@@ -157,6 +157,9 @@ def _is_random(model: BayesianModel, x: Tensor) -> bool:
     before = dict(model.named_buffers())
     for seed in range(4):
         probe = model.copy().train()  # a fresh one each time: what moves in it must not pass for randomness
+        with torch.no_grad(), isolated(generator(0)):
+            for parameter in probe.parameters():  # other weights, or a buffer that has settled on these would not move
+                parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
         with torch.no_grad(), isolated(generator(seed)):
             try:
                 outputs.append(probe.net(rows))
