@@ -38,7 +38,7 @@ lint: $(VENV)/.stamp-test ## check style with ruff
 types: $(VENV)/.stamp-test ## check types with mypy, strictly
 	$(BIN)/mypy
 
-bench: $(VENV)/.stamp-bench ## time the library beside plain torch and its peers
+bench: $(VENV)/.stamp-run ## time a step of every method beside plain torch
 	$(BENCH)
 
 clean: ## remove the virtual environment, caches and builds; results/ stays
@@ -64,11 +64,4 @@ $(VENV)/.stamp-run: $(VENV)/.stamp-torch pyproject.toml constraints.txt
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-torch pyproject.toml constraints.txt
 	$(INSTALL) --editable '.[test]'
-	@touch $@
-
-# Two of the peers ask for torchvision without needing it for what is timed, and PyPI's torchvision beside a CPU build
-# of torch makes torchmetrics fail at import.
-$(VENV)/.stamp-bench: $(VENV)/.stamp-torch pyproject.toml constraints.txt
-	$(INSTALL) --editable '.[bench]'
-	$(PIP) uninstall --quiet --yes torchvision
 	@touch $@
