@@ -159,7 +159,8 @@ def _is_random(model: BayesianModel, x: Tensor) -> bool:
         probe = model.copy().train()  # a fresh one each time: what moves in it must not pass for randomness
         with torch.no_grad(), isolated(generator(0)):
             for parameter in probe.parameters():  # other weights, or a buffer that has settled on these would not move
-                parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+                if parameter.requires_grad:
+                    parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
         with torch.no_grad(), isolated(generator(seed)):
             try:
                 outputs.append(probe.net(rows))
