@@ -113,11 +113,11 @@ class BayesianModel(nn.Module):
         """Number of weights with a prior."""
         return sum(parameter.numel() for parameter in self.bayesian_parameters().values())
 
-    def log_prior(self, names: list[str] | None = None) -> Tensor:
-        """log p(w) at the present weights, shape (); of ``names`` only where given."""
+    def log_prior(self) -> Tensor:
+        """log p(w) at the present weights, shape ()."""
         parameters = dict(self.named_parameters())
         zero = next(iter(parameters.values())).new_zeros(())
-        terms = [self.log_priors[name].log_prob(parameters[name]) for name in (names or self.log_priors)]
+        terms = [self.log_priors[name].log_prob(parameters[name]) for name in self.log_priors]
         return torch.stack(terms).sum() if terms else zero
 
     def log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:

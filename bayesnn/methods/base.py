@@ -109,8 +109,13 @@ class Method(ABC):
         options: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
         return {
             "kind": type(self).__name__,
-            **{key: repr(value) if callable(value) else value for key, value in options.items()},
+            **{key: repr(value) if callable(value) else _plain(value) for key, value in options.items()},
         }
+
+
+def _plain(value: Any) -> Any:
+    """A numpy number as Python's own, which JSON takes."""
+    return value.item() if hasattr(value, "item") else value
 
 
 class Run(ABC):
