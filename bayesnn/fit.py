@@ -127,8 +127,9 @@ def fit(
                     reset_parameters(copy)
             worker = _Chain(chain, method.start(copy, plan, streams, start), plan, task, early_stopping, bar)
             began = time.perf_counter()
-            worker.run(task.batches(plan.batch_size, order, streams.shuffle), method)
-            source = worker.result()
+            batches = task.batches(plan.batch_size, order, streams.shuffle)
+            worker.run(batches, method)
+            source = worker.result(batches)
             if worker.interrupted and sources and not worker.kept:
                 source = None  # half trained, or still burning in: the chains before it are the answer
             if source is not None:
@@ -247,7 +248,8 @@ class _Chain:
 
     def _record(self, epoch: int, loss: float, seconds: float) -> None:
         row: dict[str, Any] = {"chain": self.number, "epoch": epoch, "loss": loss, **self.state.end_epoch()}
-        row |= {"lr": self.state.optimizers[0].param_groups[0]["lr"], "seconds": seconds}
+        row |= {"lr": group["lr"] for optimizer in self.state.optimizers[:1] for group in optimizer.param_groups[:1]}
+        row["seconds"] = seconds
         if self.task.validation is not None:
             row |= score(self.state, self.task.validation, self.task.target)
         self.history.append(row)
@@ -266,14 +268,16 @@ class _Chain:
         while self.kept and not all(bool(torch.isfinite(value).all()) for value in self.kept[-1].values()):
             self.kept.pop()
 
-    def result(self) -> Source | None:
+    def result(self, batches: Batches | Loader) -> Source | None:
         """The chain's source: the distribution it ends in, or its draws; None where a NaN left nothing."""
         self._drop_broken()
         if self._best is not None:
             self.state.load_state_dict(self._best[2])
         elif self.diverged_at is not None:
             return Draws.stack(self.kept) if self.kept else None
-        source = self.state.finish() or Draws.stack(self.kept or self.state.snapshot())
+        with isolated(self.state.streams.fence):
+            source = self.state.finish(batches)
+        source = source or Draws.stack(self.kept or self.state.snapshot())
         if not all(bool(torch.isfinite(value).all()) for value in source.last().values()):
             self.diverged_at = self._steps  # the very last step broke it: no loss came after to show it
             return None
@@ -309,7 +313,7 @@ def _method(method: Method | type[Method] | str | None) -> Method:
 def _plan(
     method: Method, task: Task, batch_size: int | None, epochs: int | None, chains: int, order: Order
 ) -> Plan:
-    if method.access == "full" and task.loader is not None:
+    if (method.access == "full" or method.full_passes) and task.loader is not None:
         raise ValueError(f"Expected data in memory for {type(method).__name__}, which needs all rows, got a loader.")
     if task.loader is not None and order != "reshuffle":
         raise ValueError(f"Expected no order= with a loader, which has its own, got {order!r}.")

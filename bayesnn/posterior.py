@@ -92,7 +92,8 @@ class Posterior:
             partial(_iterate, source, count, seed, chain, self._device())
             for chain, (source, count) in enumerate(zip(self.sources, counts, strict=True))
         ]
-        return Predictive(self.model, chains, counts, self._inputs(x), self.target, batch_size)
+        models = [source.bind(self.model) for source in self.sources]
+        return Predictive(self.model, chains, counts, self._inputs(x), self.target, batch_size, models)
 
     def states(self, draws: int | None = None, seed: int = 0) -> list[list[State]]:
         """Draws of each chain as named tensors, copies of what is stored."""
@@ -118,7 +119,7 @@ class Posterior:
             state = source.state(draw % source.num_draws, stream)
         else:
             state = source.last() if draw == -1 else source.state(at_least("draw", draw, 0), stream)
-        model = self.model.copy()
+        model = source.bind(self.model).copy()
         model.load_state(state)
         return model.net
 

@@ -41,6 +41,7 @@ class Predictive:
     x : inputs (batch, ...).
     target : affine map of standardised targets, or None; all answers are in the targets' own units.
     batch_size : inputs in one forward pass.
+    models : for each chain the model that takes its draws, where that is not ``model`` itself.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class Predictive:
         x: Tensor,
         target: Any = None,
         batch_size: int = 1000,
+        models: Sequence[BayesianModel] | None = None,
     ) -> None:
         self._model, self._chains, self._counts, self._x = model, chains, tuple(counts), x
+        self._models = models or [model] * len(chains)
         self._target, self._batch_size = target, at_least("batch_size", batch_size, 1)
         self._block: Params | None = None
         self._summary: dict[str, Tensor] = {}
@@ -275,9 +278,9 @@ class Predictive:
     def _outputs(self, x: Tensor) -> Params:
         pieces = x.split(self._batch_size)
         stacked: dict[str, list[Tensor]] = {}
-        for chain in self._chains:
+        for model, chain in zip(self._models, self._chains, strict=True):
             for state in chain():
-                parts = [functional_call(self._model, state, (piece,)) for piece in pieces]
+                parts = [functional_call(model, state, (piece,)) for piece in pieces]
                 for key in parts[0]:
                     whole = parts[0][key] if len(parts) == 1 else torch.cat([part[key] for part in parts])
                     stacked.setdefault(key, []).append(whole)

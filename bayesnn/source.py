@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bayesnn.model import State
+from bayesnn.model import BayesianModel, State
 
 
 class Source(ABC):
@@ -35,6 +35,13 @@ class Source(ABC):
     @abstractmethod
     def last(self) -> State:
         """Where a run that goes on from here starts."""
+
+    def bind(self, model: BayesianModel) -> BayesianModel:
+        """The model whose forward pass takes this source's states: ``model`` itself, or a copy with another forward.
+
+        For answers that are not the plain net at other weights: dropout with the mask of a draw, a linearised net.
+        """
+        return model
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:

@@ -110,6 +110,10 @@ class Batches:
         for rows in order.to(self.x.device).split(self.batch_size):
             yield self._rows(rows)
 
+    def all_rows(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Walk every row exactly once, in pieces of about ``batch_size`` rows, in their order, as views."""
+        yield from zip(self.x.split(self._sizes()), self.y.split(self._sizes()), strict=True)
+
     def _sizes(self) -> list[int]:
         """Rows of each minibatch of an epoch without replacement."""
         whole = [self.batch_size] * (len(self) - 1)

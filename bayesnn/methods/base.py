@@ -82,16 +82,18 @@ class Method(ABC):
     Attributes
     ----------
     access : ``"minibatch"``, or ``"full"`` when every step needs all rows.
+    full_passes : True when the method walks over all rows beside its steps, and so needs them in memory.
     coupled : True when the chains interact and one Run holds them all.
     default_chains, default_steps : what ``fit`` takes when the user says nothing.
     """
 
     access: ClassVar[Literal["minibatch", "full"]] = "minibatch"
+    full_passes: bool | ClassVar[bool] = False
     coupled: ClassVar[bool] = False
     default_chains: ClassVar[int] = 1
     default_steps: ClassVar[int] = 4000
     is_sampler: ClassVar[bool] = False
-    schedule: Schedule
+    schedule: Schedule | ClassVar[Schedule] = "constant"
 
     def check(self, model: BayesianModel, plan: Plan) -> None:
         """Refuse early what this method cannot do with this model and budget."""
@@ -123,7 +125,7 @@ class Run(ABC):
 
     Attributes
     ----------
-    optimizers : whose learning rates ``fit`` schedules.
+    optimizers : whose learning rates ``fit`` schedules; none where a step has no learning rate.
     schedule_from : steps before the schedules begin, in which other optimizers are at work.
     gradient_evaluations : gradients taken, in units of one minibatch gradient.
     minibatch_noise : of a sampler, the noise of a minibatch as a share of the noise injected; None where not measured.
@@ -157,8 +159,8 @@ class Run(ABC):
     def snapshot(self) -> list[State]:
         """States whose mixture is the present answer: for validation, and for what an interrupted run returns."""
 
-    def finish(self) -> Source | None:
-        """The distribution that the run ends in, or None when the draws kept are the result."""
+    def finish(self, batches: Batches | Loader) -> Source | None:
+        """The distribution that the run ends in, or None when the draws kept are the result; ``batches`` are the data's."""
         return None
 
     def state_dict(self) -> dict[str, Any]:

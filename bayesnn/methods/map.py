@@ -95,5 +95,5 @@ class _MAPRun(Run):
     def snapshot(self) -> list[State]:
         return [self.model.state()]
 
-    def finish(self) -> Source:
+    def finish(self, batches: Any) -> Source:
         return Draws.stack(self.snapshot())

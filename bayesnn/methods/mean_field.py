@@ -173,9 +173,12 @@ class _MeanFieldRun(Run):
     def snapshot(self) -> list[State]:
         # Fixed noise: the validation score of two epochs differs by the fit and not by the draws.
         generator = torch.Generator(device=self._mu.device).manual_seed(0)
-        return list(self.finish().states(VALIDATION_DRAWS, generator))
+        return list(self._source().states(VALIDATION_DRAWS, generator))
 
-    def finish(self) -> NormalSource:
+    def finish(self, batches: Any) -> NormalSource:
+        return self._source()
+
+    def _source(self) -> NormalSource:
         return NormalSource({**self.model.state(), **self._weights.named(self._mu)}, self._weights.named(self._rho))
 
     def state_dict(self) -> dict[str, Any]:
