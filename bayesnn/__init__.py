@@ -5,7 +5,7 @@ from bayesnn import rng as rng
 from bayesnn import source as source
 from bayesnn.errors import DivergedError
 from bayesnn.fit import fit
-from bayesnn.methods import MAP, SGLD, MeanFieldVI
+from bayesnn.methods import MAP, PSGLD, SGHMC, SGLD, SGNHT, MeanFieldVI
 from bayesnn.model import BayesianModel
 from bayesnn.posterior import Posterior
 from bayesnn.predictive import Predictive
@@ -14,7 +14,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MAP",
+    "PSGLD",
+    "SGHMC",
     "SGLD",
+    "SGNHT",
     "BayesianModel",
     "DivergedError",
     "MeanFieldVI",

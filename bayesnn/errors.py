@@ -33,10 +33,10 @@ def positive(name: str, value: Any) -> float:
     return float(value)
 
 
-def fraction(name: str, value: Any) -> float:
+def fraction(name: str, value: Any, hint: str = "it is a share, not a count") -> float:
     """``value`` if it lies in [0, 1), else a ValueError that names it."""
     if not is_real(value) or not 0 <= value < 1:
-        raise ValueError(f"Expected {name} in [0, 1), got {value!r}: it is a share, not a count.")
+        raise ValueError(f"Expected {name} in [0, 1), got {value!r}: {hint}.")
     return float(value)
 
 

@@ -13,7 +13,7 @@ import torch
 from bayesnn.data.batches import Batches, Loader, Order
 from bayesnn.errors import DivergedError, at_least, unknown
 from bayesnn.methods import MAP, METHODS, Method, Plan, Run
-from bayesnn.methods.base import make_schedule, reset_parameters
+from bayesnn.methods.base import reset_parameters
 from bayesnn.model import BayesianModel, State
 from bayesnn.posterior import Posterior
 from bayesnn.prepare import Task, prepare
@@ -179,7 +179,7 @@ class _Chain:
     def run(self, batches: Batches | Loader, method: Method) -> None:
         """All epochs, until the budget, the patience, the user or a NaN ends them."""
         steps = self.plan.steps - self.state.schedule_from
-        schedulers = [make_schedule(method.schedule, optimizer, steps) for optimizer in self.state.optimizers]
+        schedulers = [method.make_schedule(optimizer, steps) for optimizer in self.state.optimizers]
         self._schedulers = [scheduler for scheduler in schedulers if scheduler is not None]
         try:
             for block in _blocks(self.plan.epochs):
@@ -248,7 +248,8 @@ class _Chain:
 
     def _record(self, epoch: int, loss: float, seconds: float) -> None:
         row: dict[str, Any] = {"chain": self.number, "epoch": epoch, "loss": loss, **self.state.end_epoch()}
-        row |= {"lr": group["lr"] for optimizer in self.state.optimizers[:1] for group in optimizer.param_groups[:1]}
+        if self.state.optimizers:
+            row["lr"] = self.state.optimizers[0].param_groups[0]["lr"]
         row["seconds"] = seconds
         if self.task.validation is not None:
             row |= score(self.state, self.task.validation, self.task.target)

@@ -88,12 +88,12 @@ class Method(ABC):
     """
 
     access: ClassVar[Literal["minibatch", "full"]] = "minibatch"
-    full_passes: bool | ClassVar[bool] = False
+    full_passes: bool = False
     coupled: ClassVar[bool] = False
     default_chains: ClassVar[int] = 1
     default_steps: ClassVar[int] = 4000
     is_sampler: ClassVar[bool] = False
-    schedule: Schedule | ClassVar[Schedule] = "constant"
+    schedule: Schedule = "constant"
 
     def check(self, model: BayesianModel, plan: Plan) -> None:
         """Refuse early what this method cannot do with this model and budget."""
@@ -105,6 +105,10 @@ class Method(ABC):
     @abstractmethod
     def start(self, model: BayesianModel, plan: Plan, streams: Streams, init: Source | None = None) -> Run:
         """A chain's Run. ``model`` is the chain's own copy; ``init`` is a chain of a posterior to go on from."""
+
+    def make_schedule(self, optimizer: Optimizer, steps: int) -> LRScheduler | None:
+        """The schedule of one of a run's optimizers over ``steps`` steps."""
+        return make_schedule(self.schedule, optimizer, steps)
 
     def config(self) -> dict[str, Any]:
         """The options as JSON; a callable is written by its name."""
@@ -160,7 +164,10 @@ class Run(ABC):
         """States whose mixture is the present answer: for validation, and for what an interrupted run returns."""
 
     def finish(self, batches: Batches | Loader) -> Source | None:
-        """The distribution that the run ends in, or None when the draws kept are the result; ``batches`` are the data's."""
+        """The distribution that the run ends in, or None when the draws kept are the result.
+
+        ``batches`` are those of the run, for a last pass over the data.
+        """
         return None
 
     def state_dict(self) -> dict[str, Any]:
@@ -200,9 +207,7 @@ def _one_number(value: Tensor) -> Tensor:
     return first if bool((value == first).all()) else value
 
 
-def parameter_groups(
-    model: BayesianModel, num_data: int, decay: bool = True
-) -> tuple[list[dict[str, Any]], list[str]]:
+def parameter_groups(model: BayesianModel, num_data: int, decay: bool = True) -> tuple[list[dict[str, Any]], list[str]]:
     """Optimizer groups with ``weight_decay = 1 / (N s^2)`` for Normal(0, s^2) priors, and the names of the rest.
 
     The loss that goes with them is the mean negative log likelihood plus :func:`prior_loss` of the rest. Parameters

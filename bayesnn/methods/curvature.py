@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 
 def largest_curvature(
-    row_losses: Callable[[], Tensor], parameters: Sequence[Tensor], direction: Sequence[Tensor], iterations: int = 8
-) -> tuple[float, float, list[Tensor]]:
-    """Largest absolute eigenvalue lambda of the Hessian of the mean loss, its direction v, and the noise along v.
+    row_losses: Callable[[], Tensor],
+    parameters: Sequence[Tensor],
+    direction: Sequence[Tensor],
+    iterations: int = 8,
+    scales: Sequence[Tensor] | None = None,
+) -> tuple[float, Tensor, list[Tensor]]:
+    """Largest absolute eigenvalue lambda of the mean loss's Hessian, the rows' slopes along its direction v, and v.
 
     Power iteration v <- H v / |H v| with H v ~ (grad(w + r v) - grad(w - r v)) / (2 r), |v| = 1. Differences of
     gradients ask nothing of the net beyond the backward pass that training takes, and see the curvature over a
-    distance r rather than at a kink. The noise is c = Var_i(v . grad l_i) over rows, from (l_i(w + r v) - l_i(w - r
-    v)) / (2 r). Parameters are put back; their gradients are not touched.
+    distance r rather than at a kink. Parameters are put back; their gradients are not touched.
 
     Parameters
     ----------
@@ -24,39 +28,64 @@ def largest_curvature(
     parameters : those that move.
     direction : where to start, of the parameters' shapes: random numbers, or the direction found last time.
     iterations : two gradient evaluations each.
+    scales : s of the coordinates w / s in which lambda and v are meant (a preconditioner's); 1 by default.
 
     Returns
     -------
-    lambda, c, v
+    lambda, slopes v . grad l_i (batch,), v
     """
-    originals = [p.detach().clone() for p in parameters]
-    radius = 1e-2 * float(torch.stack([w.square().sum() for w in originals]).sum().sqrt().clamp_min(1e-2))
     vector, value = _normalised(direction)[0], 0.0
+    with _moved(parameters, scales) as (move, radius):
 
-    def losses_at(step: float) -> Tensor:
-        with torch.no_grad():
-            for p, w, v in zip(parameters, originals, vector, strict=True):
-                p.copy_(w + step * v)
-        return row_losses()
+        def gradient_at(step: float) -> list[Tensor]:
+            move(vector, step)
+            found: Sequence[Tensor | None] = torch.autograd.grad(
+                row_losses().mean(), list(parameters), allow_unused=True
+            )
+            gradients = [torch.zeros_like(w) if g is None else g for g, w in zip(found, parameters, strict=True)]
+            return gradients if scales is None else [g * s for g, s in zip(gradients, scales, strict=True)]
 
-    def gradient_at(step: float) -> list[Tensor]:
-        gradients: Sequence[Tensor | None] = torch.autograd.grad(
-            losses_at(step).mean(), list(parameters), allow_unused=True
-        )
-        return [torch.zeros_like(w) if g is None else g for g, w in zip(gradients, originals, strict=True)]
-
-    try:
         for _ in range(iterations):
             ahead, behind = gradient_at(radius), gradient_at(-radius)
             vector, length = _normalised([a - b for a, b in zip(ahead, behind, strict=True)])
             value = length / (2 * radius)
+    return value, row_slopes(row_losses, parameters, vector, scales), vector
+
+
+def row_slopes(
+    row_losses: Callable[[], Tensor],
+    parameters: Sequence[Tensor],
+    direction: Sequence[Tensor],
+    scales: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """v . grad l_i of each row, (batch,), from (l_i(w + r v) - l_i(w - r v)) / (2 r)."""
+    with torch.no_grad(), _moved(parameters, scales) as (move, radius):
+        move(direction, radius)
+        ahead = row_losses()
+        move(direction, -radius)
+        return (ahead - row_losses()) / (2 * radius)
+
+
+@contextmanager
+def _moved(
+    parameters: Sequence[Tensor], scales: Sequence[Tensor] | None
+) -> Iterator[tuple[Callable[[Sequence[Tensor], float], None], float]]:
+    """(move to w + step s v, the radius of a finite difference); afterwards the parameters are where they were."""
+    originals = [p.detach().clone() for p in parameters]
+    lengths = originals if scales is None else [w / s for w, s in zip(originals, scales, strict=True)]
+    radius = 1e-2 * float(torch.stack([w.square().sum() for w in lengths]).sum().sqrt().clamp_min(1e-2))
+
+    def move(vector: Sequence[Tensor], step: float) -> None:
         with torch.no_grad():
-            slopes = (losses_at(radius) - losses_at(-radius)) / (2 * radius)
+            for k, (p, w, v) in enumerate(zip(parameters, originals, vector, strict=True)):
+                p.copy_(w + step * (v if scales is None else v * scales[k]))
+
+    try:
+        yield move, radius
     finally:  # an interrupted look must not leave the chain where it looked
         with torch.no_grad():
             for p, w in zip(parameters, originals, strict=True):
                 p.copy_(w)
-    return value, float(slopes.var()) if len(slopes) > 1 else 0.0, vector
 
 
 def _normalised(vector: Sequence[Tensor]) -> tuple[list[Tensor], float]:

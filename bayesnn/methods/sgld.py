@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
 from bayesnn import optim
-from bayesnn.methods.sampler import LR_MOST, SamplerMethod
+from bayesnn.methods.sampler import SamplerMethod
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,5 @@ class SGLD(SamplerMethod):
         w <- w - lr * grad(U) / N + sqrt(2 * lr * T / N) * xi,     U(w) = -log p(w, D).
     """
 
-    def make_optimizer(self, groups: list[dict[str, Any]], num_data: int, noise: torch.Generator) -> Optimizer:
-        lr = self.lr if self.lr is not None else LR_MOST  # until the burn-in has set it
-        return optim.SGLD(groups, lr=lr, num_data=num_data, temperature=self.temperature, generator=noise)
+    def make_optimizer(self, groups: list[dict[str, Any]], num_data: int, noise: torch.Generator) -> optim.Sampler:
+        return optim.SGLD(groups, lr=self.first_lr, num_data=num_data, temperature=self.temperature, generator=noise)

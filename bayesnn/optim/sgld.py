@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from bayesnn.errors import at_least, positive
+from bayesnn.optim.base import Sampler
 
 
-class SGLD(Optimizer):
+class SGLD(Sampler):
     r"""Stochastic-gradient Langevin dynamics.
 
     With the loss averaged over the minibatch, :math:`L(w) = -\frac1B\sum_i \log p(y_i | x_i, w)`, one step is
@@ -54,52 +53,16 @@ class SGLD(Optimizer):
         weight_decay: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        positive("lr", lr)
-        at_least("num_data", num_data, 1)
-        for name, value in (("temperature", temperature), ("weight_decay", weight_decay)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"Expected {name} >= 0 and finite, got {value!r}: give a non-negative number.")
-        defaults = {"lr": lr, "num_data": num_data, "temperature": temperature, "weight_decay": weight_decay}
-        super().__init__(params, defaults)
-        self._generator = generator
-        self._noise: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        super().__init__(
+            params, generator, lr=lr, num_data=num_data, temperature=temperature, weight_decay=weight_decay
+        )
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step from the gradients at hand; parameters without a gradient stay as they are."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for index, group in enumerate(self.param_groups):
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            grads: Any = [p.grad for p in params]
-            if group["weight_decay"] != 0:
-                grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
-            torch._foreach_add_(params, grads, alpha=-group["lr"])
-            if group["temperature"] > 0:
-                std = math.sqrt(2 * group["lr"] * group["temperature"] / group["num_data"])
-                torch._foreach_add_(params, self._draw_noise(index, params), alpha=std)
-        return loss
+    def update(self, index: int, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+        torch._foreach_add_(params, grads, alpha=-group["lr"])
+        if group["temperature"] > 0:
+            std = math.sqrt(2 * group["lr"] * group["temperature"] / group["num_data"])
+            torch._foreach_add_(params, self.normal(index, params), alpha=std)
 
-    def _draw_noise(self, index: int, params: list[Tensor]) -> list[Tensor]:
-        """One standard normal number a weight: a single call over one flat buffer a group, seen through views."""
-        flat, views = self._noise.get(index, (None, []))
-        if flat is None or not _alike(views, params):
-            numel = sum(p.numel() for p in params)
-            flat = torch.empty(numel, dtype=params[0].dtype, device=params[0].device)
-            views = [part.view_as(p) for part, p in zip(flat.split([p.numel() for p in params]), params, strict=True)]
-            self._noise[index] = (flat, views)
-        if self._generator is None:
-            self._generator = torch.Generator(device=flat.device)
-            self._generator.seed()
-        flat.normal_(generator=self._generator)
-        return views
-
-
-def _alike(views: list[Tensor], params: list[Tensor]) -> bool:
-    return len(views) == len(params) and all(
-        v.shape == p.shape and v.dtype == p.dtype and v.device == p.device for v, p in zip(views, params, strict=True)
-    )
+    def injected(self, group: dict[str, Any]) -> float:
+        """2 T / (lr N): the noise of a step, divided by lr."""
+        return float(2 * group["temperature"] / (group["lr"] * group["num_data"]))

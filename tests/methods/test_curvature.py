@@ -6,7 +6,7 @@ from torch import nn
 
 import bayesnn as bnn
 from bayesnn.methods.curvature import largest_curvature
-from bayesnn.methods.sampler import LR_MOST, LR_STABILITY, NOISE_MOST
+from bayesnn.methods.step_size import LR_MOST, LR_STABILITY, NOISE_MOST
 
 
 def test_it_is_the_largest_eigenvalue_of_a_quadratic_and_puts_the_parameters_back() -> None:
@@ -27,7 +27,7 @@ def test_it_is_the_largest_eigenvalue_of_a_quadratic_and_puts_the_parameters_bac
     eigenvalues, eigenvectors = torch.linalg.eigh(hessian)
     assert value == pytest.approx(float(eigenvalues[-1]), rel=1e-6)
     assert abs(float(torch.cat(direction) @ eigenvectors[:, -1])) == pytest.approx(1, rel=1e-4)
-    assert noise == pytest.approx(4 * float(direction[0][0]) ** 2, rel=1e-6)  # Var(slopes) v_0^2
+    assert float(noise.var()) == pytest.approx(4 * float(direction[0][0]) ** 2, rel=1e-6)  # Var(slopes) v_0^2
     assert torch.equal(torch.cat((w, v)).detach(), before)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import bayesnn as bnn
-from bayesnn.methods.sampler import LR_STABILITY, NOISE_MOST
+from bayesnn.methods.step_size import LR_STABILITY, NOISE_MOST
 from tests.posteriors.linear import (
     D,
     K,
