@@ -8,7 +8,8 @@ A minibatch of B of the N rows estimates the sum by (N / B) times its own: the m
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pyro
@@ -17,10 +18,12 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bayesnn.errors import unknown
 from bayesnn.likelihoods import Likelihood
 from bayesnn.priors import Layerwise, PriorRule
 
 State = dict[str, Tensor]
+Part = str | Sequence[str] | Callable[[str, Tensor, nn.Module], bool] | None
 
 
 class BayesianModel(nn.Module):
@@ -34,10 +37,15 @@ class BayesianModel(nn.Module):
         ``Layerwise(gain=3.0)`` by default: standard deviation 3 / sqrt(fan_in), 1 for biases. Parameters with
         ``requires_grad=False`` are constants and get no prior.
     likelihood : a likelihood of :mod:`bayesnn.likelihoods`.
+    bayesian : which part of the net has priors; the rest is deterministic: optimised, without a prior and without noise.
+        None is all that ``prior`` says; ``"last-layer"`` the module with parameters that was registered last; a name or
+        a list of names of modules or parameters, or shell-style patterns of them (``"layers.2"``, ``"head.*"``); or a
+        function ``(name, parameter, module) -> bool``. The likelihood's own parameters are not concerned.
 
     Attributes
     ----------
     log_priors : dict of parameter name (``"net.0.weight"``, ``"likelihood.log_scale"``) to its prior distribution.
+    part : names of the net's parameters that ``bayesian`` selects, without the prefix ``net.``; None for all.
     deterministic : names of the trainable parameters without a prior.
     moving : names of the buffers that a forward pass in train mode changes (running statistics): they belong to a draw
         as its weights do. Those of normalisation layers to begin with; ``fit`` looks for others.
@@ -48,7 +56,13 @@ class BayesianModel(nn.Module):
     >>> model.log_joint(x, y, num_data=1000)      # ()
     """
 
-    def __init__(self, net: nn.Module, prior: PriorRule | None = None, likelihood: Likelihood | None = None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        prior: PriorRule | None = None,
+        likelihood: Likelihood | None = None,
+        bayesian: Part = None,
+    ) -> None:
         super().__init__()
         if not isinstance(net, nn.Module):
             raise TypeError(f"Expected net to be a torch.nn.Module, got {type(net).__name__}: wrap it in one.")
@@ -70,6 +84,7 @@ class BayesianModel(nn.Module):
             if isinstance(module, nn.modules.batchnorm._NormBase)
             for name, _ in module.named_buffers(recurse=False)
         }
+        self.part = select_part(net, bayesian)
         self._set_priors()
 
     def _set_priors(self) -> None:
@@ -80,7 +95,7 @@ class BayesianModel(nn.Module):
         }
         self.log_priors: dict[str, TorchDistributionMixin] = {}
         for name, parameter in self.net.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and (self.part is None or name in self.part):
                 prior = self.prior(name, parameter.detach(), owners[name][0])
                 if prior is not None:
                     _check_prior(name, prior, parameter)
@@ -181,6 +196,34 @@ class BayesianModel(nn.Module):
                         "give the net that the state was made with."
                     )
                 tensors[name].copy_(value)
+
+
+def select_part(net: nn.Module, part: Part) -> frozenset[str] | None:
+    """Names of the net's parameters that ``part`` selects, None for all; see :class:`BayesianModel`."""
+    if part is None:
+        return None
+    owners = {name: module for prefix, module in net.named_modules() for name in _own_names(prefix, module)}
+    parameters = dict(net.named_parameters())
+    if callable(part):
+        names = {name for name, p in parameters.items() if part(name, p.detach(), owners[name])}
+    elif part == "last-layer":
+        last = [module for module in net.modules() if next(module.parameters(recurse=False), None) is not None][-1]
+        names = {name for name in parameters if owners[name] is last}
+    else:
+        names = set()
+        for pattern in [part] if isinstance(part, str) else part:
+            found = {n for n in parameters if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")}
+            if not found:
+                raise unknown("part of the net", pattern, {n.rpartition(".")[0] for n in parameters} | set(parameters))
+            names |= found
+    if not names:
+        raise ValueError(f"Expected bayesian= to select a parameter, got none of {len(parameters)}: name a layer.")
+    return frozenset(names)
+
+
+def _own_names(prefix: str, module: nn.Module) -> list[str]:
+    names = [name for name, _ in module.named_parameters(recurse=False)]
+    return [f"{prefix}.{name}" if prefix else name for name in names]
 
 
 def _check_prior(name: str, prior: Any, parameter: Tensor) -> None:

@@ -43,6 +43,7 @@ def save(posterior: Posterior, path: Path) -> None:
         "chains": files,
         "prior": priors.to_config(model.prior),
         "likelihood": model.likelihood.config(),
+        "bayesian": sorted(model.part) if model.part is not None else None,
         "num_data": posterior.num_data,
         "target": posterior.target.to_dict() if posterior.target is not None else None,
         "info": posterior.info,
@@ -64,6 +65,7 @@ def load(path: Path, net: nn.Module, prior: Any = None, likelihood: Any = None) 
         net,
         prior if prior is not None else priors.from_config(manifest["prior"]),
         likelihood if likelihood is not None else likelihoods.from_config(manifest["likelihood"]),
+        manifest.get("bayesian"),  # a name in brackets is a pattern to fnmatch, and no module's name has them
     ).copy()
     model.to(getattr(torch, manifest["dtype"]))
     sources = [_source(path, chain) for chain in manifest["chains"]]

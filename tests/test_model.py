@@ -141,3 +141,47 @@ def test_a_prior_of_the_wrong_shape_is_refused_in_one_line() -> None:
 def test_moving_the_model_moves_its_priors() -> None:
     model = bnn.BayesianModel(nn.Linear(4, 3), bnn.priors.Normal(), bnn.likelihoods.Categorical()).double()
     assert model.log_prior().dtype == torch.float64
+
+
+def _part(bayesian: object, **options: object) -> bnn.BayesianModel:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 2))
+    return bnn.BayesianModel(net, bnn.priors.Normal(1.0), bnn.likelihoods.Categorical(), bayesian=bayesian, **options)
+
+
+@pytest.mark.parametrize(
+    ("bayesian", "names"),
+    [
+        ("last-layer", {"3.weight", "3.bias"}),
+        ("2", {"2.0.weight", "2.0.bias"}),
+        (["0.weight", "3"], {"0.weight", "3.weight", "3.bias"}),
+        ("*.bias", {"0.bias", "2.0.bias", "3.bias"}),
+        (lambda name, p, module: p.shape == (4, 4), {"2.0.weight"}),
+    ],
+)
+def test_a_part_of_the_net_can_be_bayesian(bayesian: object, names: set[str]) -> None:
+    model = _part(bayesian)
+    assert set(model.log_priors) == {f"net.{name}" for name in names}
+    assert set(model.deterministic) == {f"net.{n}" for n, _ in model.net.named_parameters()} - set(model.log_priors)
+    assert set(model.copy().double().log_priors) == set(model.log_priors)
+
+
+def test_the_rest_of_the_net_is_trained_and_has_no_noise(tmp_path) -> None:
+    x, y = torch.randn(30, 3, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 2
+    model = _part("last-layer")
+    posterior = bnn.fit(model, (x, y), bnn.MeanFieldVI(), epochs=5, progress=False)
+    first, second = posterior.states(2)[0]
+    assert torch.equal(first["net.0.weight"], second["net.0.weight"])
+    assert not torch.equal(first["net.3.weight"], second["net.3.weight"])
+    posterior.save(tmp_path)
+    loaded = bnn.Posterior.load(tmp_path, _part(None).net)
+    assert loaded.model.part == model.part
+    assert torch.equal(loaded.predict(x).mean, posterior.predict(x).mean)
+
+
+@pytest.mark.parametrize(
+    ("bayesian", "message"),
+    [("lastlayer", "Unknown part of the net"), (["3", "7"], "'7'"), (lambda *_: False, "got none of 6")],
+)
+def test_a_part_that_is_not_there_is_refused(bayesian: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _part(bayesian)

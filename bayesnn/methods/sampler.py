@@ -299,14 +299,23 @@ class SamplerRun(Run):
                         group[key] *= group["scale"]
 
     def _mean_square_gradients(self) -> dict[Tensor, Tensor]:
-        """Mean square, over minibatches, of the gradient of U / N, element by element."""
+        """Mean square, over minibatches, of the gradient of U / N, element by element.
+
+        Of all rows at once the gradient vanishes at the mode, but not over the posterior: its variance there, T times
+        the Hessian of U / N^2, is by Fisher's identity that of a piece's gradient times the piece's share of the rows.
+        """
+        pieces, share = self._some, 1.0
+        if self.plan.batch_size >= self.plan.num_data:
+            x, y = self._some[0]
+            size = max(1, len(x) // STATISTICS)
+            pieces, share = list(zip(x.split(size), y.split(size), strict=True)), size / len(x)
         sums = {p: torch.zeros_like(p) for p in self._parameters}
-        for x, y in self._some:
+        for x, y in pieces:
             self._backward(x, y)
             for group in self._sampler.param_groups:
                 for p in group["params"]:
-                    sums[p] += (p.grad + group["weight_decay"] * p.detach()).square()
-        return {p: total / len(self._some) for p, total in sums.items()}
+                    sums[p] += share * (p.grad + group["weight_decay"] * p.detach()).square()
+        return {p: total / len(pieces) for p, total in sums.items()}
 
     def _drop_anchor(self) -> None:
         self._anchor = Anchor(self._parameters, self._batches.all_rows(), lambda x, y: -self.model.log_likelihood(x, y))
