@@ -101,6 +101,11 @@ def fit(
     model = model.copy().to(device)
     task = prepare(model, data, validation, num_data, seed)
     plan = _plan(method, task, batch_size, epochs, chains, order)
+    if model.hyperpriors and not method.infers_precisions:
+        raise ValueError(
+            f"Expected priors of known precision for {type(method).__name__}, got a HierarchicalNormal: "
+            "use a sampler such as SGHMC, or MeanFieldVI."
+        )
     method.check(model, plan)
     if chains > 1 and init == "fresh":
         _warn_if_alike(model, seed)

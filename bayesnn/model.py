@@ -16,11 +16,12 @@ import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
+from torch.distributions import Gamma
 from torch.func import functional_call
 
 from bayesnn.errors import unknown
 from bayesnn.likelihoods import Likelihood
-from bayesnn.priors import Layerwise, PriorRule
+from bayesnn.priors import Layerwise, PriorRule, normal_of_precision
 
 State = dict[str, Tensor]
 Part = str | Sequence[str] | Callable[[str, Tensor, nn.Module], bool] | None
@@ -37,7 +38,7 @@ class BayesianModel(nn.Module):
         ``Layerwise(gain=3.0)`` by default: standard deviation 3 / sqrt(fan_in), 1 for biases. Parameters with
         ``requires_grad=False`` are constants and get no prior.
     likelihood : a likelihood of :mod:`bayesnn.likelihoods`.
-    bayesian : which part of the net has priors; the rest is deterministic: optimised, without a prior and without noise.
+    bayesian : which part of the net has priors; the rest is deterministic: optimised, with no prior and no noise.
         None is all that ``prior`` says; ``"last-layer"`` the module with parameters that was registered last; a name or
         a list of names of modules or parameters, or shell-style patterns of them (``"layers.2"``, ``"head.*"``); or a
         function ``(name, parameter, module) -> bool``. The likelihood's own parameters are not concerned.
@@ -45,6 +46,8 @@ class BayesianModel(nn.Module):
     Attributes
     ----------
     log_priors : dict of parameter name (``"net.0.weight"``, ``"likelihood.log_scale"``) to its prior distribution.
+    hyperpriors : dict of parameter name to (shape, rate) of the Gamma prior of its precision, where that is inferred.
+    precisions : module whose buffers are those precisions, ``net__0__weight`` for ``"net.0.weight"``.
     part : names of the net's parameters that ``bayesian`` selects, without the prefix ``net.``; None for all.
     deterministic : names of the trainable parameters without a prior.
     moving : names of the buffers that a forward pass in train mode changes (running statistics): they belong to a draw
@@ -85,6 +88,7 @@ class BayesianModel(nn.Module):
             for name, _ in module.named_buffers(recurse=False)
         }
         self.part = select_part(net, bayesian)
+        self.precisions = nn.Module()
         self._set_priors()
 
     def _set_priors(self) -> None:
@@ -94,17 +98,43 @@ class BayesianModel(nn.Module):
             for local, parameter in module.named_parameters(recurse=False)
         }
         self.log_priors: dict[str, TorchDistributionMixin] = {}
+        self.hyperpriors: dict[str, tuple[float, float]] = {}
         for name, parameter in self.net.named_parameters():
             if parameter.requires_grad and (self.part is None or name in self.part):
                 prior = self.prior(name, parameter.detach(), owners[name][0])
                 if prior is not None:
                     _check_prior(name, prior, parameter)
                     self.log_priors[f"net.{name}"] = prior
+                    if hasattr(prior, "hyperprior"):
+                        self.hyperpriors[f"net.{name}"] = prior.hyperprior
+        self._restore_precisions()
         for name, prior in self.likelihood.priors().items():
             self.log_priors[f"likelihood.{name}"] = prior
         self.deterministic = [
             name for name, p in self.named_parameters() if p.requires_grad and name not in self.log_priors
         ]
+
+    def _restore_precisions(self) -> None:
+        """A buffer for each inferred precision, at the mean of its prior to begin with; priors at those there are."""
+        parameters = dict(self.named_parameters())
+        for name, (shape, rate) in self.hyperpriors.items():
+            value = getattr(self.precisions, mangled(name), None)
+            if value is None:
+                self.precisions.register_buffer(mangled(name), parameters[name].new_tensor(shape / rate))
+                self.moving.add(f"precisions.{mangled(name)}")
+            else:
+                self.log_priors[name] = normal_of_precision(value, parameters[name])
+
+    def precision(self, name: str) -> Tensor:
+        """The present precision of the prior of parameter ``name``, shape ()."""
+        value: Tensor = getattr(self.precisions, mangled(name))
+        return value
+
+    def set_precision(self, name: str, value: Tensor) -> None:
+        """Give the prior of parameter ``name`` another precision."""
+        buffer = self.precision(name)
+        buffer.copy_(value)
+        self.log_priors[name] = normal_of_precision(buffer.clone(), dict(self.named_parameters())[name])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BayesianModel:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -129,10 +159,11 @@ class BayesianModel(nn.Module):
         return sum(parameter.numel() for parameter in self.bayesian_parameters().values())
 
     def log_prior(self) -> Tensor:
-        """log p(w) at the present weights, shape ()."""
+        """log p(w) at the present weights, shape (); with log p(w | tau) p(tau) where a precision tau is inferred."""
         parameters = dict(self.named_parameters())
         zero = next(iter(parameters.values())).new_zeros(())
         terms = [self.log_priors[name].log_prob(parameters[name]) for name in self.log_priors]
+        terms += [Gamma(shape, rate).log_prob(self.precision(name)) for name, (shape, rate) in self.hyperpriors.items()]
         return torch.stack(terms).sum() if terms else zero
 
     def log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
@@ -158,7 +189,12 @@ class BayesianModel(nn.Module):
         -------
         The targets (batch, ...).
         """
-        weights = {name: pyro.sample(name, prior) for name, prior in self.log_priors.items()}
+        priors = dict(self.log_priors)
+        for name, (shape, rate) in self.hyperpriors.items():
+            a, b = self.precision(name).new_tensor((shape, rate))
+            tau = pyro.sample(f"precisions.{mangled(name)}", pyro.distributions.Gamma(a, b))
+            priors[name] = normal_of_precision(tau, dict(self.named_parameters())[name])
+        weights = {name: pyro.sample(name, prior) for name, prior in priors.items()}
         distribution = self.likelihood.distribution(functional_call(self, weights, (x,)))
         rows = torch.arange(len(x), device=x.device)  # given, so that Pyro draws no indices of its own
         with pyro.plate("data", size=num_data or len(x), subsample=rows):
@@ -196,6 +232,13 @@ class BayesianModel(nn.Module):
                         "give the net that the state was made with."
                     )
                 tensors[name].copy_(value)
+        for name in self.hyperpriors:
+            self.set_precision(name, self.precision(name))
+
+
+def mangled(name: str) -> str:
+    """A parameter's name as that of a buffer, which may hold no dot."""
+    return name.replace(".", "__")
 
 
 def select_part(net: nn.Module, part: Part) -> frozenset[str] | None:

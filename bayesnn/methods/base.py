@@ -85,6 +85,7 @@ class Method(ABC):
     full_passes : True when the method walks over all rows beside its steps, and so needs them in memory.
     coupled : True when the chains interact and one Run holds them all.
     default_chains, default_steps : what ``fit`` takes when the user says nothing.
+    infers_precisions : True when the method can infer the precisions of hierarchical priors.
     """
 
     access: ClassVar[Literal["minibatch", "full"]] = "minibatch"
@@ -93,6 +94,7 @@ class Method(ABC):
     default_chains: ClassVar[int] = 1
     default_steps: ClassVar[int] = 4000
     is_sampler: ClassVar[bool] = False
+    infers_precisions: ClassVar[bool] = False
     schedule: Schedule = "constant"
 
     def check(self, model: BayesianModel, plan: Plan) -> None:
@@ -211,8 +213,9 @@ def parameter_groups(model: BayesianModel, num_data: int, decay: bool = True) ->
     """Optimizer groups with ``weight_decay = 1 / (N s^2)`` for Normal(0, s^2) priors, and the names of the rest.
 
     The loss that goes with them is the mean negative log likelihood plus :func:`prior_loss` of the rest. Parameters
-    without a prior form a group of their own, marked ``deterministic``. With ``decay=False`` every weight decay is 0
-    and all priors are left to the loss.
+    without a prior form a group of their own, marked ``deterministic``; one whose prior's precision is inferred has a
+    group, marked ``hierarchical`` with its name, whose weight decay follows it. With ``decay=False`` every weight decay
+    is 0 and all priors are left to the loss.
     """
     parameters = dict(model.named_parameters())
     normal, _ = split_normal(model)
@@ -223,8 +226,13 @@ def parameter_groups(model: BayesianModel, num_data: int, decay: bool = True) ->
     }
     by_decay: dict[float, list[nn.Parameter]] = {}
     for name in model.log_priors:
-        by_decay.setdefault(decays.get(name, 0.0), []).append(parameters[name])
+        if name not in model.hyperpriors:
+            by_decay.setdefault(decays.get(name, 0.0), []).append(parameters[name])
     groups: list[dict[str, Any]] = [{"params": members, "weight_decay": wd} for wd, members in by_decay.items()]
+    groups += [
+        {"params": [parameters[name]], "weight_decay": decays[name], "hierarchical": name}
+        for name in model.hyperpriors
+    ]
     if model.deterministic:
         free = [parameters[name] for name in model.deterministic]
         groups.append({"params": free, "weight_decay": 0.0, "deterministic": True})

@@ -30,6 +30,7 @@ from bayesnn.methods.base import (
     prior_terms,
     refuse_dropout,
 )
+from bayesnn.methods.gibbs import NOISE, Precisions, check_gibbs_noise
 from bayesnn.methods.step_size import LR_MOST, LR_STABILITY, StepSize
 from bayesnn.methods.variance_reduction import Anchor
 from bayesnn.model import BayesianModel, State
@@ -74,9 +75,14 @@ class SamplerMethod(Method):
     layerwise : whether each parameter tensor has a step of its own, lr * G with G the smallest root mean square
         gradient of all tensors over its own, measured where the warm-up ends and constant from there (Wenzel et al.
         2020, algorithm 2).
+    gibbs_every : steps between the Gibbs steps that draw the precisions of hierarchical priors
+        (:class:`bayesnn.priors.HierarchicalNormal`) and, with ``gibbs_noise``, of the noise.
+    gibbs_noise : whether inferred Normal noise is drawn by Gibbs steps given all residuals, each a pass over the data,
+        instead of by the sampler.
     """
 
     is_sampler: ClassVar[bool] = True
+    infers_precisions: ClassVar[bool] = True
     default_chains: ClassVar[int] = 4
     default_steps: ClassVar[int] = 6000
     stability: ClassVar[float] = LR_STABILITY
@@ -92,6 +98,8 @@ class SamplerMethod(Method):
     exploration: float = 0.8
     variance_reduction: str | None = None
     layerwise: bool = False
+    gibbs_every: int = 10
+    gibbs_noise: bool = False
 
     def __post_init__(self) -> None:
         check_schedule(self.schedule)
@@ -109,6 +117,7 @@ class SamplerMethod(Method):
         for name in ("burn_in", "warm_up", "exploration"):
             fraction(name, getattr(self, name))
         at_least("draws", self.draws, 1)
+        at_least("gibbs_every", self.gibbs_every, 1)
         if self.thin is not None:
             at_least("thin", self.thin, 1)
         if self.cycles is not None:
@@ -120,8 +129,8 @@ class SamplerMethod(Method):
 
     @property
     def full_passes(self) -> bool:  # type: ignore[override]
-        """Anchors need the gradient of all rows."""
-        return self.variance_reduction is not None
+        """Anchors need the gradient of all rows, Gibbs steps for the noise all residuals."""
+        return self.variance_reduction is not None or self.gibbs_noise
 
     @abstractmethod
     def make_optimizer(self, groups: list[dict[str, Any]], num_data: int, noise: torch.Generator) -> Sampler:
@@ -166,6 +175,8 @@ class SamplerMethod(Method):
 
     def check(self, model: BayesianModel, plan: Plan) -> None:
         refuse_dropout(plan, self)
+        if self.gibbs_noise:
+            check_gibbs_noise(model)
         if not len(self.kept_steps(plan.steps)):
             raise ValueError(
                 f"Expected at least one draw to keep, got thin={self.thin} with {plan.steps} steps and "
@@ -199,7 +210,12 @@ class SamplerRun(Run):
         sampled = _split(groups) if method.layerwise else groups
         self._sampler = method.make_optimizer(_cooled(sampled), plan.num_data, streams.noise)
         self._climber = torch.optim.Adam([dict(group) for group in groups], lr=WARM_UP_LR, fused=True)
-        self._parameters = [p for group in self._sampler.param_groups for p in group["params"]]
+        self._drawn = [dict(model.named_parameters())[NOISE]] if method.gibbs_noise else []
+        self._parameters = [
+            p for group in self._sampler.param_groups for p in group["params"] if all(p is not d for d in self._drawn)
+        ]
+        both = self._sampler.param_groups + self._climber.param_groups
+        self._precisions = Precisions(model, both, plan.num_data, streams.noise)
         self._bayesian = list(model.bayesian_parameters().values())
         self.optimizers = [self._sampler]
         self._warm_steps = self.schedule_from = 0 if init is not None else method.warm_steps(plan.steps)
@@ -236,6 +252,8 @@ class SamplerRun(Run):
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         climbing = self._step < self._warm_steps
+        if self._step % self._method.gibbs_every == 0:
+            self._draw_precisions(climbing)
         if self._step == self._warm_steps:
             self._begin_sampling()
         if self._method.variance_reduction is not None and self._anchor is None and not climbing:
@@ -253,6 +271,15 @@ class SamplerRun(Run):
         self._step += 1
         return loss
 
+    def _draw_precisions(self, climbing: bool) -> None:
+        """The Gibbs steps; on the way to the mode each precision is set to the centre of its conditional law."""
+        temperature = 0.0 if climbing else self._method.temperature
+        if self.model.hyperpriors:
+            self._precisions.weights(temperature)
+        if self._drawn:
+            self._precisions.noise(self._batches.all_rows(), temperature)
+            self.gradient_evaluations += self.plan.steps_per_epoch  # of forward passes alone: an upper bound
+
     def _sample(self, x: Tensor, y: Tensor) -> Tensor:
         if self._sampler.needs_closure:
             loss: Tensor = self._sampler.step(lambda: self._backward(x, y))
@@ -264,9 +291,11 @@ class SamplerRun(Run):
     def _backward(self, x: Tensor, y: Tensor) -> Tensor:
         """Gradients of the mean loss, less the Normal priors' (weight decay); the mean negative log likelihood."""
         clear_gradients(self._parameters)
+        clear_gradients(self._drawn)
         nll = -self.model.log_likelihood(x, y).mean()
         (nll + prior_loss(self._others, self.plan.num_data)).backward()
         fill_gradients(self._bayesian)
+        clear_gradients(self._drawn)  # an optimizer leaves alone what has no gradient
         self.gradient_evaluations += 1
         if self._anchor is not None:
             self._anchor.correct(lambda: -self.model.log_likelihood(x, y).mean())
@@ -291,9 +320,9 @@ class SamplerRun(Run):
                 self._sampler.state[p]["square_avg"] = value
         if self._method.layerwise:
             sizes = {p: max(float(value.mean().sqrt()), 1e-12) for p, value in mean_squares.items()}
-            smallest = min((sizes[p] for p in self._bayesian), default=1.0)
+            smallest = min((sizes[p] for p in self._bayesian if p in sizes), default=1.0)
             for group in self._sampler.param_groups:
-                group["scale"] = min(1.0, smallest / sizes[group["params"][0]])
+                group["scale"] = min(1.0, smallest / sizes.get(group["params"][0], smallest))
                 for key in ("lr", "initial_lr"):
                     if key in group:
                         group[key] *= group["scale"]
@@ -313,7 +342,7 @@ class SamplerRun(Run):
         for x, y in pieces:
             self._backward(x, y)
             for group in self._sampler.param_groups:
-                for p in group["params"]:
+                for p in (p for p in group["params"] if p in sums):
                     sums[p] += share * (p.grad + group["weight_decay"] * p.detach()).square()
         return {p: total / len(pieces) for p, total in sums.items()}
 
@@ -342,6 +371,7 @@ class SamplerRun(Run):
             torch.full((), group["scale"] ** 0.5, dtype=p.dtype, device=p.device)
             for group in self._sampler.param_groups
             for p in group["params"]
+            if all(p is not d for d in self._drawn)
         ]
 
     def draw(self) -> list[State]:
