@@ -58,7 +58,7 @@ def assert_moments(draws: np.ndarray, mean: float, sd: float) -> None:
 
 
 def fit(model: bnn.BayesianModel, method: Any, **options: Any) -> dict[str, np.ndarray]:
-    options = {"epochs": 6000, "batch_size": None, "chains": 1, "progress": False, **options}
+    options = {"epochs": 5000, "batch_size": None, "chains": 1, "progress": False, **options}
     posterior = bnn.fit(model, (X, Y), method, **options)
     return {name: value.double().numpy() for name, value in posterior.sources[0].tensors().items()}
 
@@ -117,7 +117,9 @@ def test_the_log_joint_is_pyros() -> None:
 
 def test_precisions_belong_to_a_draw_and_survive_copies_and_files(tmp_path: Any) -> None:
     model = hierarchical()
-    posterior = bnn.fit(model, (X.float(), Y.float()), bnn.SGLD(draws=4), epochs=30, chains=2, progress=False)
+    posterior = bnn.fit(
+        model, (X.float(), Y.float()), bnn.SGLD(draws=4, gibbs_every=1), epochs=30, chains=2, progress=False
+    )
     taus = posterior.sources[1].tensors()["precisions.net__0__weight"]
     assert len(set(taus.tolist())) == 4
     posterior.save(tmp_path)
