@@ -5,7 +5,21 @@ from bayesnn import rng as rng
 from bayesnn import source as source
 from bayesnn.errors import DivergedError
 from bayesnn.fit import fit
-from bayesnn.methods import MAP, PSGLD, SGHMC, SGLD, SGNHT, MeanFieldVI
+from bayesnn.methods import (
+    HMC,
+    MAP,
+    MCLMC,
+    NUTS,
+    PSGLD,
+    SGHMC,
+    SGLD,
+    SGNHT,
+    SWAG,
+    GibbsLinear,
+    Laplace,
+    MCDropout,
+    MeanFieldVI,
+)
 from bayesnn.model import BayesianModel
 from bayesnn.posterior import Posterior
 from bayesnn.predictive import Predictive
@@ -13,13 +27,20 @@ from bayesnn.predictive import Predictive
 __version__ = "0.1.0"
 
 __all__ = [
+    "HMC",
     "MAP",
+    "MCLMC",
+    "NUTS",
     "PSGLD",
     "SGHMC",
     "SGLD",
     "SGNHT",
+    "SWAG",
     "BayesianModel",
     "DivergedError",
+    "GibbsLinear",
+    "Laplace",
+    "MCDropout",
     "MeanFieldVI",
     "Posterior",
     "Predictive",

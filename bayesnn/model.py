@@ -108,7 +108,8 @@ class BayesianModel(nn.Module):
                     if hasattr(prior, "hyperprior"):
                         self.hyperpriors[f"net.{name}"] = prior.hyperprior
         self._restore_precisions()
-        for name, prior in self.likelihood.priors().items():
+        stated: dict[str, Any] = getattr(self.prior, "likelihood_priors", dict)()
+        for name, prior in {**self.likelihood.priors(), **stated}.items():
             self.log_priors[f"likelihood.{name}"] = prior
         self.deterministic = [
             name for name, p in self.named_parameters() if p.requires_grad and name not in self.log_priors
@@ -121,7 +122,6 @@ class BayesianModel(nn.Module):
             value = getattr(self.precisions, mangled(name), None)
             if value is None:
                 self.precisions.register_buffer(mangled(name), parameters[name].new_tensor(shape / rate))
-                self.moving.add(f"precisions.{mangled(name)}")
             else:
                 self.log_priors[name] = normal_of_precision(value, parameters[name])
 
@@ -203,11 +203,14 @@ class BayesianModel(nn.Module):
         return targets
 
     def state(self) -> State:
-        """A copy of what one draw is: trainable parameters and those buffers that training may move."""
+        """A copy of what one draw is: trainable parameters, inferred precisions, and buffers that training may move."""
         with torch.no_grad():
             state = {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
-            state.update({name: b.clone() for name, b in self.named_buffers() if name in self.moving})
+            state.update({name: b.clone() for name, b in self.named_buffers() if self._is_drawn(name)})
         return state
+
+    def _is_drawn(self, buffer: str) -> bool:
+        return buffer in self.moving or buffer.startswith("precisions.")
 
     def place(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Floating tensors in the net's dtype, all on its device."""

@@ -14,8 +14,9 @@ from bayesnn.data.dataset import as_inputs
 from bayesnn.errors import at_least
 from bayesnn.model import BayesianModel, State
 from bayesnn.predictive import Predictive
+from bayesnn.priors import Independent
 from bayesnn.rng import generator
-from bayesnn.source import Source
+from bayesnn.source import NormalSource, Source
 
 if TYPE_CHECKING:
     from bayesnn.data import Standardize
@@ -122,6 +123,48 @@ class Posterior:
         model = source.bind(self.model).copy()
         model.load_state(state)
         return model.net
+
+    def as_prior(self, drift: float = 0.0, draws: int | None = None, seed: int = 0) -> Independent:
+        """Yesterday's posterior as today's prior: learning goes on when the data come one batch after another.
+
+        Each weight ~ Normal(m, s^2 + drift^2), m and s^2 its posterior mean and variance: those of the factors of
+        mean-field VI (variational continual learning: Nguyen et al. 2018, eq. 2), or moments of all chains' draws.
+        With ``drift`` > 0 the weights walk at random between one batch and the next, and what was learned long ago is
+        forgotten: a dynamic net (the prediction step of a Kalman filter). Give the next fit ``init=`` this posterior as
+        well: it starts where this one ended, parameters without a prior included.
+
+        Parameters
+        ----------
+        drift : standard deviation of a weight's step from one batch to the next, >= 0.
+        draws, seed : of a distribution that is not a product of Normals, as in :meth:`predict`.
+
+        Raises
+        ------
+        ValueError : drift < 0; weights without a spread (a point estimate has none) and no drift.
+        """
+        if not 0 <= drift < float("inf"):
+            raise ValueError(f"Expected drift >= 0 and finite, got {drift!r}: 0 is a law that does not change.")
+        names = list(self.model.log_priors)
+        if self.num_chains == 1 and isinstance(self.sources[0], NormalSource):
+            source = self.sources[0]
+            loc = {name: source.loc[name] for name in names}
+            variance = {name: (2 * source.log_sd[name]).exp() for name in names}
+        else:
+            states = [state for chain in self.states(draws, seed) for state in chain]
+            stacked = {name: torch.stack([state[name] for state in states]) for name in names}
+            loc = {name: values.mean(0) for name, values in stacked.items()}
+            variance = {name: values.var(0, correction=0) for name, values in stacked.items()}
+        scale = {name: (value + drift**2).sqrt() for name, value in variance.items()}
+        flat = next((name for name, value in scale.items() if not bool((value > 0).all())), None)
+        if flat is not None:
+            raise ValueError(f"Expected weights with a spread, got none for {flat!r}: pass drift > 0, or more draws.")
+        own = {name.removeprefix("likelihood."): (loc[name], scale[name]) for name in names if "likelihood." in name}
+        net = [name for name in names if name.startswith("net.")]
+        return Independent(
+            {name.removeprefix("net."): loc[name] for name in net},
+            {name.removeprefix("net."): scale[name] for name in net},
+            own,
+        )
 
     def save(self, path: str | Path) -> None:
         """Write a directory of ``manifest.json`` and one safetensors file a chain; no pickle."""

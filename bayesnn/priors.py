@@ -219,6 +219,39 @@ class ScaleMixture(Prior):
 
 
 @dataclass(frozen=True)
+class Independent(Prior):
+    """Every weight ~ Normal with a mean and a standard deviation of its own: what another posterior says.
+
+    Made by :meth:`bayesnn.Posterior.as_prior`.
+
+    Parameters
+    ----------
+    loc, scale : by the parameters' names, tensors of their shapes. A parameter that is not named is deterministic.
+    likelihood : (loc, scale) of the likelihood's own parameters, by name.
+    """
+
+    loc: Mapping[str, Tensor]
+    scale: Mapping[str, Tensor]
+    likelihood: Mapping[str, tuple[Tensor, Tensor]]
+
+    def __call__(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
+        return self.distribution(name, parameter, module)
+
+    def distribution(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
+        if name not in self.loc:
+            return None
+        loc, scale = self.loc[name].to(parameter), self.scale[name].to(parameter)
+        return dist.Normal(loc, scale, validate_args=False).to_event(parameter.dim())
+
+    def likelihood_priors(self) -> dict[str, Any]:
+        """Priors of the likelihood's own parameters, by name, in place of those that it states itself."""
+        return {name: dist.Normal(loc, scale).to_event(loc.dim()) for name, (loc, scale) in self.likelihood.items()}
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": "custom", "name": "Posterior.as_prior()"}
+
+
+@dataclass(frozen=True)
 class Deterministic(Prior):
     """No prior: the parameter is optimised as in ordinary training, and gets no noise."""
 

@@ -87,22 +87,49 @@ class Draws(Source):
         return cls(tensors)
 
 
-class NormalSource(Source):
-    """Independent Normals: w = loc + exp(log_sd) * xi for the names in ``log_sd``; the others are fixed at ``loc``."""
+class Distribution(Source):
+    """A source without an end: every draw is a fresh sample. Subclasses say how one is made, by :meth:`_draw`."""
 
-    kind: ClassVar[str] = "normal"
     num_draws = None
 
-    def __init__(self, loc: State, log_sd: State) -> None:
-        self.loc, self.log_sd = loc, log_sd
-        # Sorted: the noise of a draw goes by name, and is the same after a file has put the names in another order.
-        self._sd = {name: log_sd[name].exp() for name in sorted(log_sd)}
+    @abstractmethod
+    def _draw(self, generator: torch.Generator) -> State:
+        """One sample. What it takes from ``generator`` goes by sorted names: a file puts them in another order."""
 
     def states(self, n: int | None, generator: torch.Generator) -> Iterator[State]:
         if n is None:
             raise ValueError("Expected a number of draws from a distribution, got None: say draws=.")
         for _ in range(n):
             yield self._draw(generator)
+
+    def state(self, index: int, generator: torch.Generator) -> State:
+        for _ in range(index):
+            self._draw(generator)
+        return self._draw(generator)
+
+
+def to_parts(**parts: State) -> dict[str, Tensor]:
+    """Named groups of tensors as one flat dict, ``"part/name"``."""
+    return {f"{part}/{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
+
+
+def from_parts(tensors: dict[str, Tensor], *names: str) -> list[State]:
+    """The groups of that :func:`to_parts` made, in the order of ``names``; KeyError for one that is not among them."""
+    parts: dict[str, State] = {part: {} for part in names}
+    for key, value in tensors.items():
+        part, name = key.split("/", 1)
+        parts[part][name] = value
+    return list(parts.values())
+
+
+class NormalSource(Distribution):
+    """Independent Normals: w = loc + exp(log_sd) * xi for the names in ``log_sd``; the others are fixed at ``loc``."""
+
+    kind: ClassVar[str] = "normal"
+
+    def __init__(self, loc: State, log_sd: State) -> None:
+        self.loc, self.log_sd = loc, log_sd
+        self._sd = {name: log_sd[name].exp() for name in sorted(log_sd)}
 
     def _draw(self, generator: torch.Generator) -> State:
         state = dict(self.loc)
@@ -111,27 +138,50 @@ class NormalSource(Source):
             state[name] = xi.mul_(sd).add_(self.loc[name])
         return state
 
-    def state(self, index: int, generator: torch.Generator) -> State:
-        for _ in range(index):
-            self._draw(generator)
-        return self._draw(generator)
+    def last(self) -> State:
+        return dict(self.loc)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return to_parts(loc=self.loc, log_sd=self.log_sd)
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> NormalSource:
+        return cls(*from_parts(tensors, "loc", "log_sd"))
+
+
+class LowRankNormal(Distribution):
+    """Normal with covariance diag(sd^2) + F F': w = loc + sd * xi + F zeta for the names in ``sd``; others are fixed.
+
+    ``factor[name]`` is F' with the weights' own axes, (rank, *shape of the weight).
+    """
+
+    kind: ClassVar[str] = "low_rank_normal"
+
+    def __init__(self, loc: State, sd: State, factor: State) -> None:
+        self.loc, self.sd, self.factor = loc, sd, factor
+        if sd.keys() != factor.keys():
+            raise ValueError(f"Expected a factor for each name in sd, got {sorted(sd.keys() ^ factor.keys())[0]!r}.")
+
+    def _draw(self, generator: torch.Generator) -> State:
+        state = dict(self.loc)
+        zeta: Tensor | None = None
+        for name in sorted(self.sd):
+            factor = self.factor[name]
+            if zeta is None:
+                zeta = factor.new_empty(len(factor)).normal_(generator=generator)
+            xi = torch.empty_like(self.sd[name]).normal_(generator=generator)
+            state[name] = xi.mul_(self.sd[name]).add_(torch.tensordot(zeta, factor, 1)).add_(self.loc[name])
+        return state
 
     def last(self) -> State:
         return dict(self.loc)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {
-            **{f"loc/{name}": value for name, value in self.loc.items()},
-            **{f"log_sd/{name}": value for name, value in self.log_sd.items()},
-        }
+        return to_parts(loc=self.loc, sd=self.sd, factor=self.factor)
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> NormalSource:
-        parts: dict[str, State] = {"loc": {}, "log_sd": {}}
-        for key, value in tensors.items():
-            part, name = key.split("/", 1)
-            parts[part][name] = value
-        return cls(parts["loc"], parts["log_sd"])
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> LowRankNormal:
+        return cls(*from_parts(tensors, "loc", "sd", "factor"))
 
 
-SOURCES: dict[str, type[Source]] = {cls.kind: cls for cls in (Draws, NormalSource)}
+SOURCES: dict[str, type[Source]] = {cls.kind: cls for cls in (Draws, NormalSource, LowRankNormal)}

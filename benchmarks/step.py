@@ -65,6 +65,19 @@ def time_interleaved(steps: dict[str, Step], rounds: int, block: int) -> dict[st
     return seconds
 
 
+def saved_bytes(step: Step) -> int:
+    """Bytes that the forward pass of a step keeps for its backward pass, weights included."""
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes[tensor.data_ptr()] = max(tensor.nbytes, sizes.get(tensor.data_ptr(), 0))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    return sum(sizes.values())
+
+
 def ratio(seconds: dict[str, list[float]], name: str, base: str) -> tuple[float, float, float]:
     """Median and quartiles over rounds of the ratio within a round."""
     ratios = [a / b for a, b in zip(seconds[name], seconds[base], strict=True)]
@@ -115,20 +128,23 @@ def main() -> None:
         steps |= {
             "MAP": ours(model, x, y, bnn.MAP()),
             "MeanFieldVI": ours(model, x, y, bnn.MeanFieldVI()),
+            "MeanFieldVI, local": ours(model, x, y, bnn.MeanFieldVI(estimator="local")),
+            "MeanFieldVI, flipout": ours(model, x, y, bnn.MeanFieldVI(estimator="flipout")),
             "SGLD": ours(model, x, y, bnn.SGLD(lr=1e-3, warm_up=0.0)),
         }
         seconds = time_interleaved(steps, arguments.rounds, block=5)
         print(f"\n{title} ({arguments.threads} threads)\n")
-        print("| step | ms | to Adam (quartiles) | to fused Adam | to SGD |\n|---|---|---|---|---|")
+        print("| step | ms | to Adam (quartiles) | to fused Adam | to SGD | MiB saved |\n|---|---|---|---|---|---|")
         report[title] = {}
         for name in steps:
             middle, low, high = ratio(seconds, name, "torch, adam")
             others = {base: ratio(seconds, name, base)[0] for base in ("torch, fused adam", "torch, sgd")}
             milliseconds = 1e3 * statistics.median(seconds[name])
             cells = " | ".join(f"{value:.2f}" for value in others.values())
-            print(f"| {name} | {milliseconds:.2f} | {middle:.2f} ({low:.2f} - {high:.2f}) | {cells} |")
+            saved = saved_bytes(steps[name]) / 2**20
+            print(f"| {name} | {milliseconds:.2f} | {middle:.2f} ({low:.2f} - {high:.2f}) | {cells} | {saved:.1f} |")
             others = {f"to {base}": value for base, value in others.items()}
-            report[title][name] = {"ms": milliseconds, "to torch, adam": middle, **others}
+            report[title][name] = {"ms": milliseconds, "to torch, adam": middle, **others, "MiB saved": saved}
         rows = torch.randn(64 * len(x), *x.shape[1:], generator=generator)
         targets = torch.randint(10, (len(rows),), generator=generator)
         ratios = fit_against_bare_loop(net, rows, targets, len(x), rounds=max(5, arguments.rounds // 6))

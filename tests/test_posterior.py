@@ -141,3 +141,53 @@ def test_changing_the_users_model_afterwards_changes_nothing():
 def test_repr_says_method_chains_draws_and_weights():
     assert repr(fitted("SGLD")) == "Posterior(SGLD, 2 chains of 4 draws, 14 weights)"
     assert repr(fitted("MeanFieldVI")) == "Posterior(MeanFieldVI, 1 chain of a distribution, 14 weights)"
+
+
+def one_weight(prior=None):
+    likelihood = likelihoods.Normal(scale=0.5)
+    return bnn.BayesianModel(nn.Linear(1, 1, bias=False), prior or bnn.priors.Normal(2.0), likelihood).double()
+
+
+def moments(posterior):
+    source = posterior.sources[0]
+    return float(source.loc["net.weight"]), float(source.log_sd["net.weight"].exp())
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.3])
+def test_yesterdays_posterior_is_todays_prior(drift):
+    """One weight, where mean-field VI is exact: the Kalman filter of a random walk, in closed form."""
+    x = torch.randn(40, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = 1.5 * x + 0.5 * torch.randn(40, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    mean, variance, posterior = 0.0, 2.0**2, None
+    for rows in (slice(0, 15), slice(15, 40)):
+        prior, start = (posterior.as_prior(drift), posterior) if posterior else (None, "fresh")
+        method = bnn.MeanFieldVI(lr=0.02, initial_sd=0.1, mc_samples=4)
+        posterior = bnn.fit(
+            one_weight(prior), (x[rows], y[rows]), method, epochs=1500, batch_size=None, init=start, progress=False
+        )
+        variance += drift**2 if rows.start else 0.0
+        precision = 1 / variance + float((x[rows] ** 2).sum()) / 0.25
+        mean = (mean / variance + float((x[rows] * y[rows]).sum()) / 0.25) / precision
+        variance = 1 / precision
+    found, sd = moments(posterior)
+    assert abs(found - mean) < 0.05 * variance**0.5
+    assert abs(sd / variance**0.5 - 1) < 0.03
+
+
+def test_the_prior_of_draws_has_their_moments_and_covers_the_noise():
+    posterior = fitted("SGLD")
+    prior = posterior.as_prior(drift=0.1)
+    model = bnn.BayesianModel(net(), prior, likelihoods.Normal())
+    stacked = torch.cat([source.tensors()["net.0.weight"] for source in posterior.sources])
+    law = model.log_priors["net.0.weight"].base_dist
+    torch.testing.assert_close(law.loc, stacked.mean(0))
+    torch.testing.assert_close(law.scale, (stacked.var(0, correction=0) + 0.01).sqrt())
+    noise = torch.cat([source.tensors()["likelihood.log_scale"] for source in posterior.sources])
+    torch.testing.assert_close(model.log_priors["likelihood.log_scale"].mean, noise.mean())
+
+
+def test_a_point_estimate_is_no_prior_unless_it_drifts():
+    with pytest.raises(ValueError, match="weights with a spread"):
+        Posterior(fitted("MAP").model, fitted("MAP").sources[:1], 40).as_prior()
+    with pytest.raises(ValueError, match="drift >= 0"):
+        fitted("SGLD").as_prior(drift=-1.0)

@@ -1,13 +1,40 @@
 """What ``fit`` takes: one algorithm, one file."""
 
 from bayesnn.methods.base import Method, Plan, Run
+from bayesnn.methods.gibbs_linear import GibbsLinear
+from bayesnn.methods.hmc import HMC, NUTS
+from bayesnn.methods.laplace import Laplace
 from bayesnn.methods.map import MAP
+from bayesnn.methods.mc_dropout import MCDropout
+from bayesnn.methods.mclmc import MCLMC
 from bayesnn.methods.mean_field import MeanFieldVI
 from bayesnn.methods.psgld import PSGLD
 from bayesnn.methods.sghmc import SGHMC
 from bayesnn.methods.sgld import SGLD
 from bayesnn.methods.sgnht import SGNHT
+from bayesnn.methods.swag import SWAG
 
-METHODS: dict[str, type[Method]] = {cls.__name__: cls for cls in (MAP, MeanFieldVI, SGLD, SGHMC, SGNHT, PSGLD)}
+METHODS: dict[str, type[Method]] = {
+    cls.__name__: cls
+    for cls in (MAP, MeanFieldVI, SGLD, SGHMC, SGNHT, PSGLD, MCDropout, SWAG, Laplace, HMC, NUTS, MCLMC, GibbsLinear)
+}
 
-__all__ = ["MAP", "METHODS", "PSGLD", "SGHMC", "SGLD", "SGNHT", "MeanFieldVI", "Method", "Plan", "Run"]
+__all__ = [
+    "HMC",
+    "MAP",
+    "MCLMC",
+    "METHODS",
+    "NUTS",
+    "PSGLD",
+    "SGHMC",
+    "SGLD",
+    "SGNHT",
+    "SWAG",
+    "GibbsLinear",
+    "Laplace",
+    "MCDropout",
+    "MeanFieldVI",
+    "Method",
+    "Plan",
+    "Run",
+]

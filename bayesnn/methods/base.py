@@ -183,7 +183,7 @@ class Run(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            optimizer.load_state_dict(copy.deepcopy(saved))  # which takes tensors as they are: steps would change them
         self.streams.load_state_dict(state["streams"])
 
 
@@ -272,6 +272,16 @@ def refuse_dropout(plan: Plan, method: Method) -> None:
         raise ValueError(
             f"Expected a net without dropout for {type(method).__name__}, got one whose outputs in train mode are "
             "random: build the net with dropout=0, or use MAP."
+        )
+
+
+def refuse_running_statistics(model: BayesianModel, method: Method) -> None:
+    """Raise when training moves buffers of the net: the weights' distribution would say nothing of them."""
+    if model.moving:
+        name = min(model.moving).removeprefix("net.").rpartition(".")[0]
+        raise ValueError(
+            f"Expected a net without running statistics for {type(method).__name__}, got {name!r}: they belong to no "
+            "draw of the weights; use GroupNorm or LayerNorm, or SGLD, which re-estimates them."
         )
 
 

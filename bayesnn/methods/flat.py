@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -23,8 +25,13 @@ class FlatWeights:
 
     def gradient(self, out: Tensor | None) -> Tensor:
         """The gradients as one vector, written into ``out``; zero where a parameter has none."""
+        return self.gather((p.grad for p in self.parameters.values()), out)
+
+    def gather(self, values: Iterable[Tensor | None], out: Tensor | None) -> Tensor:
+        """One vector of a tensor for each parameter in turn, written into ``out``; zero where it is None."""
         parts = [
-            torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in self.parameters.values()
+            torch.zeros_like(p).flatten() if value is None else value.flatten()
+            for value, p in zip(values, self.parameters.values(), strict=True)
         ]
         return torch.cat(parts, out=out)
 
@@ -33,9 +40,11 @@ class FlatWeights:
         parts = [values[name].to(p).expand(p.shape).flatten() for name, p in self.parameters.items()]
         return torch.cat(parts)
 
+    def views(self, vector: Tensor) -> dict[str, Tensor]:
+        """The slices of ``vector``, by name and in the parameters' shapes: what is written into one is in the other."""
+        parts = vector.detach().split(self.sizes)
+        return {name: part.view(p.shape) for part, (name, p) in zip(parts, self.parameters.items(), strict=True)}
+
     def named(self, vector: Tensor) -> dict[str, Tensor]:
         """Copies of the slices of ``vector``, by name and in the parameters' shapes."""
-        parts = vector.detach().split(self.sizes)
-        return {
-            name: part.view(p.shape).clone() for part, (name, p) in zip(parts, self.parameters.items(), strict=True)
-        }
+        return {name: view.clone() for name, view in self.views(vector).items()}

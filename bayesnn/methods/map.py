@@ -66,10 +66,12 @@ class MAP(Method):
         return made
 
     def start(self, model: BayesianModel, plan: Plan, streams: Streams, init: Source | None = None) -> Run:
-        return _MAPRun(self, model, plan, streams, init)
+        return MAPRun(self, model, plan, streams, init)
 
 
-class _MAPRun(Run):
+class MAPRun(Run):
+    """Descent of U / N; what the methods that begin with a point estimate share."""
+
     def __init__(self, method: MAP, model: BayesianModel, plan: Plan, streams: Streams, init: Source | None) -> None:
         super().__init__(model, plan, streams)
         if init is not None:

@@ -36,6 +36,15 @@ def test_compare_cnn_prints_the_scores_and_draws_two_pictures(run, tmp_path):
         assert imread(tmp_path / "results" / "compare_cnn" / picture).shape[0] > 100
 
 
+def test_gibbs_vs_langevin_prints_both_costs_and_draws_them(run, tmp_path):
+    scan = ("--weights", "2", "4", "--rows", "100", "200", "--sweeps", "40")
+    _, printed = run("gibbs_vs_langevin.py", *scan, "--out", "here")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines()[2:6]]
+    assert [row[:2] for row in rows] == [["100", "2"], ["100", "4"], ["100", "4"], ["200", "4"]]
+    assert all(float(value) > 0 for row in rows for value in row[2:])
+    assert imread(tmp_path / "here" / "gibbs_vs_langevin.png").shape[0] > 100
+
+
 def test_regression_gap_prints_the_spread_and_draws_the_band(run, tmp_path):
     scope, printed = run("regression_gap.py", "--epochs", "60", "--out", "here")
     rows = {line.split("  ")[0]: [float(v) for v in line.split()[-4:]] for line in printed.splitlines()[1:4]}

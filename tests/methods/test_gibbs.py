@@ -143,6 +143,22 @@ def test_it_works_with_layers_steps_and_minibatches() -> None:
     assert len(set(tensors["likelihood.log_scale"].tolist())) > 1
 
 
+def test_mean_field_vi_maximises_over_the_precision() -> None:
+    """Empirical Bayes: the fixed point of tau = (a + n / 2) / (b + E_q|w|^2 / 2) and the factors' optimum given tau."""
+    prior = bnn.priors.HierarchicalNormal(SHAPE, RATE)
+    model = bnn.BayesianModel(nn.Linear(D, 1, bias=False), prior, bnn.likelihoods.Normal(scale=SIGMA)).double()
+    method = bnn.MeanFieldVI(lr=0.02, initial_sd=0.1, mc_samples=4)
+    posterior = bnn.fit(model, (X, Y), method, epochs=2000, batch_size=None, progress=False)
+    tau = SHAPE / RATE
+    for _ in range(200):
+        precision = (X.T @ X).numpy() / SIGMA**2 + tau * np.eye(D)
+        mean = np.linalg.solve(precision, (X.T @ Y).numpy() / SIGMA**2)
+        tau = (SHAPE + D / 2) / (RATE + ((mean**2).sum() + (1 / np.diag(precision)).sum()) / 2)
+    state = posterior.sources[0].last()
+    assert float(state["precisions.net__weight"]) == pytest.approx(tau, rel=0.02)
+    np.testing.assert_allclose(state["net.weight"][0], mean, atol=0.1 * np.diag(precision).min() ** -0.5)
+
+
 def test_refusals() -> None:
     data = (X.float(), Y.float())
     with pytest.raises(ValueError, match="known precision for MAP"):
