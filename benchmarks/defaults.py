@@ -4,7 +4,7 @@
 
 Seed k is the split of the data and the seed of ``fit``. Reported: test NLL of each method minus that of MAP with early
 stopping (20 % of the training rows held out), mean +- standard error over seeds; and for mean-field VI the ELBO and the
-NLL at the default epochs and at ten times as many.
+NLL at the default epochs and at ten times as many. ``--out`` is written after each seed; a run that finds it goes on.
 """
 
 from __future__ import annotations
@@ -80,20 +80,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/defaults.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[dict[str, dict[str, float]]]] = {}
+    if arguments.out.exists():
+        results = json.loads(arguments.out.read_text())
     print("| data | method | NLL | minus MAP, early stopping | ELBO / N | seconds |")
     print("|---|---|---|---|---|---|", flush=True)
     for name in arguments.data:
-        runs = [run(name, seed, arguments.methods, not arguments.no_longer) for seed in range(arguments.seeds)]
-        results[name] = runs
+        runs = results.setdefault(name, [])
+        while len(runs) < arguments.seeds:
+            runs.append(run(name, len(runs), arguments.methods, not arguments.no_longer))
+            arguments.out.write_text(json.dumps(results, indent=1))
         for method in runs[0]:
             nll = [r[method]["nll"] for r in runs]
             gap = [r[method]["nll"] - r["MAP, early stopping"]["nll"] for r in runs]
             elbo = mean_error([r[method]["elbo"] for r in runs]) if "elbo" in runs[0][method] else ""
             seconds = statistics.mean(r[method]["seconds"] for r in runs)
             print(f"| {name} | {method} | {mean_error(nll)} | {mean_error(gap)} | {elbo} | {seconds:.1f} |", flush=True)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(results, indent=1))
 
 
 def mean_error(values: list[float]) -> str:
