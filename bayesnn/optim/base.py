@@ -87,6 +87,18 @@ class Sampler(Optimizer):
         """The state ``name`` of each parameter, zero at first: kept by ``state_dict`` as torch's optimizers do."""
         return [self.state[p].setdefault(name, torch.zeros_like(p)) for p in params]
 
+    @staticmethod
+    def keep_velocity(group: dict[str, Any], m: list[Tensor]) -> None:
+        """Rescale momenta m = -v / (epsilon N) when a schedule changes lr, so that the velocity v stays what it is.
+
+        Without it the heat of a small step becomes a kick when the step grows, at the restart of a cycle. After steps
+        at T = 0 there is no heat, and m stays as it is, as in SGD.
+        """
+        heated = group.get("heated_lr")
+        if heated is not None and heated != group["lr"]:
+            torch._foreach_mul_(m, math.sqrt(heated / group["lr"]))
+        group["heated_lr"] = group["lr"] if group["temperature"] > 0 else None
+
 
 def gradients(group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
     """g = grad L(w) + weight_decay * w."""

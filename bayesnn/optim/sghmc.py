@@ -77,6 +77,7 @@ class SGHMC(Sampler):
 
     def update(self, index: int, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         m, mu, half = self.buffers("momentum_buffer", params), group["momentum"], group["lr"] / (1 + group["momentum"])
+        self.keep_velocity(group, m)
         torch._foreach_add_(m, grads)
         if group["temperature"] == 0:  # A-O-A in one: SGD with momentum
             torch._foreach_add_(params, m, alpha=-group["lr"])

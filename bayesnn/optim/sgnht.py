@@ -78,6 +78,7 @@ class SGNHT(Sampler):
 
     def update(self, index: int, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         m, mu, half = self.buffers("momentum_buffer", params), group["momentum"], group["lr"] / (1 + group["momentum"])
+        self.keep_velocity(group, m)
         torch._foreach_add_(m, grads)
         if group["temperature"] == 0:
             torch._foreach_add_(params, m, alpha=-group["lr"])

@@ -89,7 +89,7 @@ def test_the_precision_of_the_noise_against_quadrature(gibbs: bool) -> None:
     """By Gibbs steps and by the sampler's own: the same law."""
     s, prior = 0.5, bnn.likelihoods.GammaPrecision(SHAPE, RATE)
     model = bnn.BayesianModel(nn.Linear(D, 1, bias=False), bnn.priors.Normal(s), bnn.likelihoods.Normal(prior=prior))
-    draws = fit(model.double(), bnn.SGHMC(thin=5, gibbs_every=5, gibbs_noise=gibbs))
+    draws = fit(model.double(), bnn.SGHMC(thin=5, gibbs_every=2, gibbs_noise=gibbs))
     grid, gram = np.linspace(-2, 4, 400), (X @ X.T).numpy()
     density = evidence([np.eye(N) / np.exp(t) + s**2 * gram for t in grid])
     density += stats.gamma(SHAPE, scale=1 / RATE).logpdf(np.exp(grid)) + grid

@@ -309,3 +309,18 @@ def test_state_dict_resumes_to_the_bit(kind: type[Sampler]) -> None:
 def test_bad_arguments(kind: type[Sampler], options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind([nn.Parameter(torch.zeros(2))], num_data=5, **options)
+
+
+@pytest.mark.parametrize("kind", [SGHMC, SGNHT])
+def test_a_step_that_grows_again_keeps_the_velocity(kind: type[Sampler]) -> None:
+    """A cycle ends at small steps and restarts at large ones: no kick comes of it.
+
+    What is left of a sudden one, some 17 %, is the correlation of w and v that large steps have and small ones lack.
+    """
+    w = nn.Parameter(torch.empty(COORDINATES).normal_(generator=torch.Generator().manual_seed(1)))
+    sampler = kind([w], lr=0.3, num_data=1, generator=torch.Generator().manual_seed(5))
+    for step, lr in enumerate((*[0.3] * 200, *[1e-4] * 20, *[0.3] * 3)):
+        sampler.param_groups[0]["lr"] = lr
+        w.grad = w.detach().clone()
+        sampler.step()
+        assert step < 150 or abs(float(w.detach().var()) - 1) < 0.25
