@@ -204,6 +204,7 @@ class _HamiltonianRun(Run):
         while start is not None and tries and torch.equal(z["w"], start):
             tries -= 1
             self._kernel._adapter.step_size /= 2
+            self._kernel._divergences.clear()  # they were the warm-up's
             self._z = z = self._kernel.sample(z)
         self._start = None
 

@@ -141,7 +141,7 @@ def test_map_steps_climb_before_the_first_transition() -> None:
     case = problem(columns=COLUMNS)
     data = (case.x, case.y)
     losses = []
-    for climb in (0, 200):
+    for climb in (0, 500):
         history = bnn.fit(
             case.model, data, bnn.NUTS(map_steps=climb, max_depth=1), epochs=1, chains=1, progress=False
         ).history
