@@ -14,6 +14,7 @@ from tests.posteriors import targets
 from tests.posteriors.linear import assert_one, draws_of, problem, second_moment
 
 COLUMNS = 20
+SLOW = pytest.mark.slow
 LINEAR = {"HMC": (bnn.HMC, 200), "NUTS": (bnn.NUTS, 150)}
 
 
@@ -33,7 +34,9 @@ def _assert_linear(draws: np.ndarray, temperature: float) -> None:
     assert (np.abs(off) < 4).all()
 
 
-@pytest.mark.parametrize(("name", "temperature"), [("HMC", 1.0), ("HMC", 0.5), ("NUTS", 1.0), ("NUTS", 0.5)])
+@pytest.mark.parametrize(
+    ("name", "temperature"), [("HMC", 1.0), ("HMC", 0.5), ("NUTS", 1.0), pytest.param("NUTS", 0.5, marks=SLOW)]
+)
 def test_linear_regression(name: str, temperature: float) -> None:
     _assert_linear(linear_draws(name, temperature), temperature)
 
@@ -46,7 +49,7 @@ def test_a_wrong_temperature_is_seen() -> None:
 
 CASES: list[tuple[str, str, FullBatchMethod, int]] = [
     ("gaussian_2d", "HMC", bnn.HMC(draws=2000, warm_up=0.3), 300),
-    ("gaussian_2d", "NUTS", bnn.NUTS(draws=2000), 150),
+    ("gaussian_2d", "NUTS", bnn.NUTS(draws=2000), 100),
     ("banana", "HMC", bnn.HMC(draws=2000, warm_up=0.3), 300),
     ("banana", "NUTS", bnn.NUTS(draws=2000), 150),
     ("quartic", "HMC", bnn.HMC(draws=2000, warm_up=0.3), 300),
@@ -65,7 +68,8 @@ def test_moments(name: str, kind: str, method: FullBatchMethod, epochs: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("method", "epochs"), [(bnn.HMC(draws=1000), 300), pytest.param(bnn.NUTS(draws=1000), 200, marks=pytest.mark.slow)]
+    ("method", "epochs"),
+    [pytest.param(bnn.HMC(draws=1000), 300, marks=SLOW), pytest.param(bnn.NUTS(draws=1000), 200, marks=SLOW)],
 )
 def test_logistic_regression(method: FullBatchMethod, epochs: int) -> None:
     model, data = targets.logistic()
