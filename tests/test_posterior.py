@@ -161,9 +161,9 @@ def test_yesterdays_posterior_is_todays_prior(drift):
     mean, variance, posterior = 0.0, 2.0**2, None
     for rows in (slice(0, 15), slice(15, 40)):
         prior, start = (posterior.as_prior(drift), posterior) if posterior else (None, "fresh")
-        method = bnn.MeanFieldVI(lr=0.02, initial_sd=0.1, mc_samples=4)
+        method = bnn.MeanFieldVI(lr=0.03, initial_sd=0.1, mc_samples=8)
         posterior = bnn.fit(
-            one_weight(prior), (x[rows], y[rows]), method, epochs=1500, batch_size=None, init=start, progress=False
+            one_weight(prior), (x[rows], y[rows]), method, epochs=500, batch_size=None, init=start, progress=False
         )
         variance += drift**2 if rows.start else 0.0
         precision = 1 / variance + float((x[rows] ** 2).sum()) / 0.25

@@ -147,8 +147,8 @@ def test_mean_field_vi_maximises_over_the_precision() -> None:
     """Empirical Bayes: the fixed point of tau = (a + n / 2) / (b + E_q|w|^2 / 2) and the factors' optimum given tau."""
     prior = bnn.priors.HierarchicalNormal(SHAPE, RATE)
     model = bnn.BayesianModel(nn.Linear(D, 1, bias=False), prior, bnn.likelihoods.Normal(scale=SIGMA)).double()
-    method = bnn.MeanFieldVI(lr=0.02, initial_sd=0.1, mc_samples=4)
-    posterior = bnn.fit(model, (X, Y), method, epochs=2000, batch_size=None, progress=False)
+    method = bnn.MeanFieldVI(lr=0.03, initial_sd=0.1, mc_samples=8)
+    posterior = bnn.fit(model, (X, Y), method, epochs=500, batch_size=None, progress=False)
     tau = SHAPE / RATE
     for _ in range(200):
         precision = (X.T @ X).numpy() / SIGMA**2 + tau * np.eye(D)
