@@ -152,7 +152,7 @@ def fit(
         first = info["diverged"][0]
         raise DivergedError(
             f"Expected a finite loss, got NaN or infinity in chain {first['chain']} at step {first['step']}, before a "
-            f"draw was kept: lower lr (now {getattr(method, 'lr', None)})."
+            f"draw was kept: {_calmer(method)}."
         )
     loudest = max((share for share in info["minibatch_noise"] if share is not None), default=0.0)
     if loudest > 1:
@@ -197,7 +197,7 @@ class _Chain:
                 if self.diverged_at is not None:
                     warnings.warn(
                         f"Chain {self.number} stopped: its loss became NaN or infinite at step {self.diverged_at}; "
-                        f"{len(self.kept)} draws are kept. Lower lr.",
+                        f"{len(self.kept)} draws are kept. {_calmer(method).capitalize()}.",
                         stacklevel=3,
                     )
                     return
@@ -299,6 +299,13 @@ def _blocks(epochs: int) -> Iterator[range]:
     return (range(start, min(start + size, epochs)) for start in range(0, epochs, size))
 
 
+def _calmer(method: Method) -> str:
+    """What to do about a loss that became NaN."""
+    if not hasattr(method, "lr"):
+        return "start from a posterior (init=), or standardise the data"
+    return "lower lr" if method.lr is None else f"lower lr (now {method.lr})"
+
+
 def _method(method: Method | type[Method] | str | None) -> Method:
     if method is None:
         return MAP()
@@ -323,6 +330,11 @@ def _plan(
         raise ValueError(f"Expected data in memory for {type(method).__name__}, which needs all rows, got a loader.")
     if task.loader is not None and order != "reshuffle":
         raise ValueError(f"Expected no order= with a loader, which has its own, got {order!r}.")
+    if method.access == "full" and order == "iid":
+        raise ValueError(
+            f"Expected order='reshuffle' or 'sequential' for {type(method).__name__}, which takes every row once a "
+            "step, got 'iid': leave order= out."
+        )
     if task.batch_rows is not None:
         size = task.batch_rows
     else:

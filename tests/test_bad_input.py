@@ -265,7 +265,7 @@ def test_a_chain_that_diverges_keeps_its_draws_and_names_the_step():
     [diverged] = posterior.info["diverged"]
     [draws] = posterior.num_draws
     assert 2 <= draws <= diverged["step"] - 1 < 499
-    assert f"at step {diverged['step']}; {draws} draws are kept. Lower lr." in str(record[0].message)
+    assert f"at step {diverged['step']}; {draws} draws are kept. Lower lr" in str(record[0].message)
     assert record[0].filename == __file__  # it points at the call of fit
     assert all(bool(torch.isfinite(value).all()) for state in posterior.states()[0] for value in state.values())
     # They are the draws of the same chain cut before it broke.

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from bayesnn.data.batches import Batches, Loader
 from bayesnn.errors import at_least, positive
 from bayesnn.methods.base import (
     Method,
@@ -190,12 +189,3 @@ class Climb:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._taken = state["taken"]
         self._adam.load_state_dict(copy.deepcopy(state["adam"]))
-
-
-def refuse_iid(batches: Batches | Loader, method: Method) -> None:
-    """Raise where "all rows" would be a bootstrap sample of them."""
-    if isinstance(batches, Batches) and batches.order == "iid":
-        raise ValueError(
-            f"Expected order='reshuffle' or 'sequential' for {type(method).__name__}, which takes every row once a "
-            "step, got 'iid': leave order= out."
-        )

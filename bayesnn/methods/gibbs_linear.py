@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from bayesnn.errors import at_least, fraction, unknown
 from bayesnn.likelihoods import GammaPrecision, Normal
 from bayesnn.methods.base import Method, Plan, Run, split_normal
-from bayesnn.methods.full_batch import refuse_iid
 from bayesnn.methods.gibbs import NOISE, sample_precision
 from bayesnn.model import BayesianModel, State
 from bayesnn.rng import Streams
@@ -110,9 +109,6 @@ class _GibbsRun(Run):
         self._kept = frozenset(method.kept_steps(plan.steps))
         self._step = 0
         self._design: Tensor | None = None
-
-    def begin_epoch(self, epoch: int, batches: Any) -> None:
-        refuse_iid(batches, self._method)
 
     @torch.no_grad()
     def step(self, x: Tensor, y: Tensor) -> Tensor:

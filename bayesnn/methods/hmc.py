@@ -16,7 +16,7 @@ from torch import Tensor
 from bayesnn.data.batches import Batches, Loader
 from bayesnn.errors import at_least, fraction, positive
 from bayesnn.methods.base import Plan, Run
-from bayesnn.methods.full_batch import Climb, FullBatchMethod, Potential, refuse_iid
+from bayesnn.methods.full_batch import Climb, FullBatchMethod, Potential
 from bayesnn.model import BayesianModel, State
 from bayesnn.rng import Streams
 from bayesnn.source import Source
@@ -171,9 +171,6 @@ class _HamiltonianRun(Run):
         self._kept = method.kept_steps(plan.steps)
         self._unkept = method.unkept_steps(plan.steps)
         self._step = 0
-
-    def begin_epoch(self, epoch: int, batches: Batches | Loader) -> None:
-        refuse_iid(batches, self._method)
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         self._potential.on(x, y)

@@ -15,7 +15,7 @@ from bayesnn.data.batches import Batches, Loader
 from bayesnn.diagnostics import ess
 from bayesnn.errors import fraction, positive, unknown
 from bayesnn.methods.base import Plan, Run
-from bayesnn.methods.full_batch import Climb, FullBatchMethod, Potential, refuse_iid
+from bayesnn.methods.full_batch import Climb, FullBatchMethod, Potential
 from bayesnn.model import BayesianModel, State
 from bayesnn.rng import Streams
 from bayesnn.source import Source
@@ -177,9 +177,6 @@ class _MCLMCRun(Run):
         self._errors: list[float] = []
         self._all_errors = (0.0, 0)
         self._step = 0
-
-    def begin_epoch(self, epoch: int, batches: Batches | Loader) -> None:
-        refuse_iid(batches, self._method)
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         self._potential.on(x, y)
