@@ -65,9 +65,9 @@ class Sampler(Optimizer):
     def update(self, index: int, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         """Move ``params``, of group number ``index``, in place; ``grads`` are not to be changed."""
 
+    @abstractmethod
     def injected(self, group: dict[str, Any]) -> float:
         """Variance of the noise that a step adds to g: the measure of a minibatch gradient's own variance."""
-        raise NotImplementedError
 
     def normal(self, index: int, params: list[Tensor]) -> list[Tensor]:
         """One standard normal number a weight: a single call over one flat buffer a group, seen through views."""
@@ -86,18 +86,6 @@ class Sampler(Optimizer):
     def buffers(self, name: str, params: list[Tensor]) -> list[Tensor]:
         """The state ``name`` of each parameter, zero at first: kept by ``state_dict`` as torch's optimizers do."""
         return [self.state[p].setdefault(name, torch.zeros_like(p)) for p in params]
-
-    @staticmethod
-    def keep_velocity(group: dict[str, Any], m: list[Tensor]) -> None:
-        """Rescale momenta m = -v / (epsilon N) when a schedule changes lr, so that the velocity v stays what it is.
-
-        Without it the heat of a small step becomes a kick when the step grows, at the restart of a cycle. After steps
-        at T = 0 there is no heat, and m stays as it is, as in SGD.
-        """
-        heated = group.get("heated_lr")
-        if heated is not None and heated != group["lr"]:
-            torch._foreach_mul_(m, math.sqrt(heated / group["lr"]))
-        group["heated_lr"] = group["lr"] if group["temperature"] > 0 else None
 
 
 def gradients(group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:

@@ -77,17 +77,20 @@ class SGHMC(Sampler):
 
     def update(self, index: int, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         m, mu, half = self.buffers("momentum_buffer", params), group["momentum"], group["lr"] / (1 + group["momentum"])
-        self.keep_velocity(group, m)
+        _keep_velocity(group, m)
         torch._foreach_add_(m, grads)
         if group["temperature"] == 0:  # A-O-A in one: SGD with momentum
             torch._foreach_add_(params, m, alpha=-group["lr"])
             torch._foreach_mul_(m, mu)
             return
         torch._foreach_add_(params, m, alpha=-half)
-        torch._foreach_mul_(m, mu)
-        std = math.sqrt((1 - mu**2) * self.kinetic(group))
-        torch._foreach_add_(m, self.normal(index, params), alpha=std)
+        self.refresh(group, params, m, self.normal(index, params))
         torch._foreach_add_(params, m, alpha=-half)
+
+    def refresh(self, group: dict[str, Any], params: list[Tensor], m: list[Tensor], noise: list[Tensor]) -> None:
+        """Let friction and noise act on the momenta of a sampled group: the part O."""
+        torch._foreach_mul_(m, group["momentum"])
+        torch._foreach_add_(m, noise, alpha=math.sqrt(self.injected(group)))
 
     @staticmethod
     def kinetic(group: dict[str, Any]) -> float:
@@ -111,3 +114,15 @@ class SGHMC(Sampler):
                 total += sum(float(v.double().square().sum()) for v in m) * group["temperature"] / self.kinetic(group)
                 count += sum(v.numel() for v in m)
         return total / max(count, 1)
+
+
+def _keep_velocity(group: dict[str, Any], m: list[Tensor]) -> None:
+    """Rescale momenta m = -v / (epsilon N) when a schedule changes lr, so that the velocity v stays what it is.
+
+    Without it the heat of a small step becomes a kick when the step grows, at the restart of a cycle. After steps
+    at T = 0 there is no heat, and m stays as it is, as in SGD.
+    """
+    heated = group.get("heated_lr")
+    if heated is not None and heated != group["lr"]:
+        torch._foreach_mul_(m, math.sqrt(heated / group["lr"]))
+    group["heated_lr"] = group["lr"] if group["temperature"] > 0 else None

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from bayesnn.errors import fraction, positive
-from bayesnn.optim.base import Sampler
+from bayesnn.optim.sghmc import SGHMC
 
 
-class SGNHT(Sampler):
+class SGNHT(SGHMC):
     r"""SGHMC whose friction adapts to the noise that is there: a thermostat for each parameter.
 
     The momentum is heated by the noise injected and by that of the minibatch, whose size nobody needs to know: the
@@ -65,44 +65,22 @@ class SGNHT(Sampler):
     ) -> None:
         positive("momentum", fraction("momentum", momentum, "at 1 there is no friction"))
         positive("response", response)
-        super().__init__(
-            params,
-            generator,
-            lr=lr,
-            num_data=num_data,
-            momentum=momentum,
-            response=response,
-            temperature=temperature,
-            weight_decay=weight_decay,
-        )
+        super().__init__(params, lr, num_data, momentum, temperature, weight_decay, generator)
+        self.defaults["response"] = response
+        for group in self.param_groups:
+            group.setdefault("response", response)
 
-    def update(self, index: int, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
-        m, mu, half = self.buffers("momentum_buffer", params), group["momentum"], group["lr"] / (1 + group["momentum"])
-        self.keep_velocity(group, m)
-        torch._foreach_add_(m, grads)
-        if group["temperature"] == 0:
-            torch._foreach_add_(params, m, alpha=-group["lr"])
-            torch._foreach_mul_(m, mu)
-            return
-        kappa, gain = self.kinetic(group), 0.25 * group["response"] * (1 - mu) ** 2
-        torch._foreach_add_(params, m, alpha=-half)
+    def refresh(self, group: dict[str, Any], params: list[Tensor], m: list[Tensor], noise: list[Tensor]) -> None:
+        """D-O-D, of which :meth:`injected` is the noise at the friction of exact gradients."""
+        mu, kappa = group["momentum"], self.kinetic(group)
+        gain = 0.25 * group["response"] * (1 - mu) ** 2
         zetas = [self.state[p].get("friction", -math.log(mu)) for p in params]
         zetas = [z + gain * heat for z, heat in zip(zetas, excess(m, kappa), strict=True)]
         torch._foreach_mul_(m, [math.exp(-z) for z in zetas])
-        noise: Any = torch._foreach_mul(self.normal(index, params), [self._std(z, mu, kappa) for z in zetas])
-        torch._foreach_add_(m, noise)
+        scaled: Any = torch._foreach_mul(noise, [self._std(z, mu, kappa) for z in zetas])
+        torch._foreach_add_(m, scaled)
         for p, zeta, heat in zip(params, zetas, excess(m, kappa), strict=True):
             self.state[p]["friction"] = zeta + gain * heat
-        torch._foreach_add_(params, m, alpha=-half)
-
-    @staticmethod
-    def kinetic(group: dict[str, Any]) -> float:
-        """kappa = (1 + mu) T / (2 lr N), the variance of m at temperature T."""
-        return float((1 + group["momentum"]) * group["temperature"] / (2 * group["lr"] * group["num_data"]))
-
-    def injected(self, group: dict[str, Any]) -> float:
-        """(1 - mu^2) kappa: the noise of O at the friction of exact gradients."""
-        return (1 - float(group["momentum"]) ** 2) * self.kinetic(group)
 
     @staticmethod
     def _std(zeta: float, mu: float, kappa: float) -> float:
