@@ -11,6 +11,7 @@ import torch
 from bayesnn.rng import generator, isolated
 
 if TYPE_CHECKING:
+    from bayesnn.model import State
     from bayesnn.posterior import Posterior
 
 
@@ -65,11 +66,15 @@ def _replicates(predictive: Any) -> torch.Tensor:
     return torch.cat(parts, dim=1)
 
 
-def _log_prior(posterior: Posterior, states: list[list[dict[str, torch.Tensor]]]) -> torch.Tensor:
-    priors = posterior.model.log_priors
-    values = [
-        float(sum(prior.log_prob(state[name]) for name, prior in priors.items())) for chain in states for state in chain
-    ]
+@torch.no_grad()
+def _log_prior(posterior: Posterior, states: list[list[State]]) -> torch.Tensor:
+    """log p(w) of each draw, with log p(tau) where a precision is inferred: the draw's own, (draws of all chains,)."""
+    values = []
+    for source, chain in zip(posterior.sources, states, strict=True):
+        model = source.bind(posterior.model).copy()
+        for state in chain:
+            model.load_state(state)
+            values.append(float(model.log_prior()))
     return torch.tensor(values, dtype=torch.float64)
 
 

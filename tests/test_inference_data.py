@@ -64,6 +64,26 @@ def test_log_likelihood_and_lp_are_those_of_the_weights_beside_them(target, meth
     np.testing.assert_allclose(data.sample_stats["lp"], prior[..., 0] + density.sum(-1), rtol=1e-4, atol=N * 1e-4)
 
 
+def test_lp_has_the_precisions_of_each_draw():
+    a, b = 2.0, 0.5
+    model = bnn.BayesianModel(nn.Linear(1, 1), bnn.priors.HierarchicalNormal(a, b), likelihoods.Normal(scale=0.3))
+    method = bnn.SGHMC(draws=5, gibbs_every=1)
+    posterior = bnn.fit(model, (X, Y), method, epochs=20, chains=2, progress=False)
+    expected, taus = np.zeros((2, 5)), []
+    for source, row in zip(posterior.sources, expected, strict=True):
+        draws = {name: value.double().numpy() for name, value in source.tensors().items()}
+        for name in ("weight", "bias"):
+            tau = draws[f"precisions.net__{name}"]
+            row += stats.norm(0, tau**-0.5).logpdf(draws[f"net.{name}"].reshape(5)) + stats.gamma(
+                a, scale=1 / b
+            ).logpdf(tau)
+            taus.append(tau)
+    assert len(np.unique(taus)) == 20
+    data = posterior.to_arviz()
+    prior = data.sample_stats["lp"].values - data.log_likelihood["y"].values.astype(float).sum(-1)
+    np.testing.assert_allclose(prior, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_each_replicate_is_drawn_with_its_own_weights():
     n = 4000
     loc = torch.tensor([[-5.0, 0.0, 3.0], [10.0, 20.0, 30.0]])
