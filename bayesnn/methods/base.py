@@ -50,6 +50,13 @@ def check_schedule(schedule: Schedule) -> None:
         raise unknown("schedule", schedule, SCHEDULES)
 
 
+def evenly(room: Sequence[int], draws: int, thin: int | None) -> Sequence[int]:
+    """The steps of ``room`` after which a draw is kept: every ``thin``-th, or ``draws`` of them; the last is one."""
+    gap = thin if thin is not None else max(1, len(room) // draws)
+    count = min(len(room) // gap, draws if thin is None else len(room))
+    return room[len(room) - 1 - gap * (count - 1) :: gap] if count else room[:0]
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is known before the first step.

@@ -17,6 +17,7 @@ from bayesnn.methods.base import (
     Method,
     Plan,
     clear_gradients,
+    evenly,
     prior_loss,
     prior_terms,
     refuse_dropout,
@@ -61,12 +62,9 @@ class FullBatchMethod(Method):
     def unkept_steps(self, steps: int) -> int:
         """Of ``steps`` steps, how many at the start are spent on finding the posterior and on tuning."""
 
-    def kept_steps(self, steps: int) -> range:
+    def kept_steps(self, steps: int) -> Sequence[int]:
         """Numbers (from 1) of the steps after which a draw is kept; the last step is always one of them."""
-        room = steps - self.unkept_steps(steps)
-        gap = self.thin if self.thin is not None else max(1, room // self.draws)
-        count = min(room // gap, self.draws if self.thin is None else room)
-        return range(steps - gap * (count - 1), steps + 1, gap)
+        return evenly(range(self.unkept_steps(steps) + 1, steps + 1), self.draws, self.thin)
 
     def check(self, model: BayesianModel, plan: Plan) -> None:
         name = type(self).__name__

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bayesnn.errors import at_least, fraction, unknown
 from bayesnn.likelihoods import GammaPrecision, Normal
-from bayesnn.methods.base import Method, Plan, Run, split_normal
+from bayesnn.methods.base import Method, Plan, Run, evenly, split_normal
 from bayesnn.methods.gibbs import NOISE, sample_precision
 from bayesnn.model import BayesianModel, State
 from bayesnn.rng import Streams
@@ -64,9 +64,7 @@ class GibbsLinear(Method):
 
     def kept_steps(self, steps: int) -> Sequence[int]:
         """Numbers (from 1) of the sweeps that are kept; the last is one of them."""
-        room = steps - math.ceil(self.burn_in * steps)
-        gap = max(1, room // self.draws)
-        return range(steps - gap * (min(room // gap, self.draws) - 1), steps + 1, gap)
+        return evenly(range(math.ceil(self.burn_in * steps) + 1, steps + 1), self.draws, None)
 
     def check(self, model: BayesianModel, plan: Plan) -> None:
         linear = [module for module in model.net.modules() if next(module.parameters(recurse=False), None) is not None]

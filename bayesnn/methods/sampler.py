@@ -24,6 +24,7 @@ from bayesnn.methods.base import (
     Schedule,
     check_schedule,
     clear_gradients,
+    evenly,
     fill_gradients,
     parameter_groups,
     prior_loss,
@@ -169,9 +170,7 @@ class SamplerMethod(Method):
         room: Sequence[int] = range(first + 1, steps + 1)
         if self.cycles is not None:
             room = [step for step in room if self.samples_at(step, warm, steps)]
-        gap = self.thin if self.thin is not None else max(1, len(room) // self.draws)
-        count = min(len(room) // gap, self.draws if self.thin is None else len(room))
-        return room[len(room) - 1 - gap * (count - 1) :: gap] if count else []
+        return evenly(room, self.draws, self.thin)
 
     def check(self, model: BayesianModel, plan: Plan) -> None:
         refuse_dropout(plan, self)
