@@ -7,6 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from bayesnn.methods.base import split_normal
+from bayesnn.model import BayesianModel
+
 
 class FlatWeights:
     """Moves parameters into one vector: what acts on all weights becomes one operation, and nothing is copied.
@@ -48,3 +51,13 @@ class FlatWeights:
     def named(self, vector: Tensor) -> dict[str, Tensor]:
         """Copies of the slices of ``vector``, by name and in the parameters' shapes."""
         return {name: view.clone() for name, view in self.views(vector).items()}
+
+
+def normal_priors(model: BayesianModel, weights: FlatWeights) -> tuple[Tensor, Tensor, list[str]]:
+    """Means and precisions of the Normal priors as vectors, 0 and 0 under the others; and the names of the others."""
+    normal, others = split_normal(model)
+    zero = torch.zeros(())
+    priors = {name: normal.get(name, (zero, zero)) for name in weights.parameters}
+    loc = weights.flat({name: value for name, (value, _) in priors.items()})
+    precision = weights.flat({name: value for name, (_, value) in priors.items()})
+    return loc, precision, others

@@ -22,9 +22,8 @@ from bayesnn.methods.base import (
     prior_terms,
     refuse_dropout,
     refuse_running_statistics,
-    split_normal,
 )
-from bayesnn.methods.flat import FlatWeights
+from bayesnn.methods.flat import FlatWeights, normal_priors
 from bayesnn.model import BayesianModel
 
 CLIMB_LR = 1e-2
@@ -104,12 +103,8 @@ class Potential:
         self.weights = FlatWeights(model.bayesian_parameters())
         self.vector = self.weights.vector
         self.evaluations = 0
-        normal, others = split_normal(model)
+        self._loc, self._precision, others = normal_priors(model, self.weights)
         self._others = prior_terms(model, others)
-        zero = torch.zeros(())
-        priors = {name: normal.get(name, (zero, zero)) for name in self.weights.parameters}
-        self._loc = self.weights.flat({name: loc for name, (loc, _) in priors.items()})
-        self._precision = self.weights.flat({name: precision for name, (_, precision) in priors.items()})
         self._has_normal = bool(self._precision.any())
         self._rows: Sequence[tuple[Tensor, Tensor]] = ()
         self._x: Tensor | None = None

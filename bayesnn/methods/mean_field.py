@@ -22,10 +22,9 @@ from bayesnn.methods.base import (
     prior_terms,
     refuse_dropout,
     refuse_running_statistics,
-    split_normal,
 )
 from bayesnn.methods.estimators import ESTIMATORS, Estimator
-from bayesnn.methods.flat import FlatWeights
+from bayesnn.methods.flat import FlatWeights, normal_priors
 from bayesnn.methods.gibbs import sample_precision
 from bayesnn.model import BayesianModel, State
 from bayesnn.rng import Streams
@@ -149,12 +148,8 @@ class _MeanFieldRun(Run):
 
     def _read_priors(self) -> list[str]:
         """The Normal priors as vectors, and the names of the others."""
-        normal, others = split_normal(self.model)
+        loc, precision, others = normal_priors(self.model, self._weights)
         self._others = prior_terms(self.model, others)
-        zero = torch.zeros(())
-        prior = {name: normal.get(name, (zero, zero)) for name in self._weights.parameters}
-        precision = self._weights.flat({name: value for name, (_, value) in prior.items()})
-        loc = self._weights.flat({name: value for name, (value, _) in prior.items()})
         self._loc = loc if bool(loc.any()) else None
         # One number where it is one: the elementwise passes read one vector less.
         self._precision: float | Tensor = float(precision[0]) if bool((precision == precision[0]).all()) else precision
