@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from bayesnn import optim
-from bayesnn.errors import fraction, positive
-from bayesnn.methods.sampler import SamplerMethod
+from bayesnn.errors import positive
+from bayesnn.methods.sghmc import SGHMC
 
 
 @dataclass(frozen=True)
-class SGNHT(SamplerMethod):
+class SGNHT(SGHMC):
     """Stochastic-gradient Nose-Hoover thermostat (Ding et al. 2014): :class:`bayesnn.optim.SGNHT` under ``fit``.
 
     SGHMC whose friction rises with the noise of the minibatches until the kinetic temperature of each parameter is T.
@@ -25,14 +25,11 @@ class SGNHT(SamplerMethod):
     response : speed of the thermostat, > 0; 1 is critical damping.
     """
 
-    stability: ClassVar[float] = 0.5
-
-    momentum: float = 0.9
     response: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("momentum", fraction("momentum", self.momentum, "at 1 there is no friction"))
+        positive("momentum", self.momentum)
         positive("response", self.response)
 
     def make_optimizer(self, groups: list[dict[str, Any]], num_data: int, noise: torch.Generator) -> optim.Sampler:
