@@ -123,7 +123,7 @@ class BayesianModel(nn.Module):
             if value is None:
                 self.precisions.register_buffer(mangled(name), parameters[name].new_tensor(shape / rate))
             else:
-                self.log_priors[name] = normal_of_precision(value, parameters[name])
+                self.log_priors[name] = normal_of_precision(value, parameters[name].shape)
 
     def precision(self, name: str) -> Tensor:
         """The present precision of the prior of parameter ``name``, shape ()."""
@@ -134,7 +134,7 @@ class BayesianModel(nn.Module):
         """Give the prior of parameter ``name`` another precision."""
         buffer = self.precision(name)
         buffer.copy_(value)
-        self.log_priors[name] = normal_of_precision(buffer.clone(), dict(self.named_parameters())[name])
+        self.log_priors[name] = normal_of_precision(buffer.clone(), self.log_priors[name].event_shape)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BayesianModel:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -193,7 +193,7 @@ class BayesianModel(nn.Module):
         for name, (shape, rate) in self.hyperpriors.items():
             a, b = self.precision(name).new_tensor((shape, rate))
             tau = pyro.sample(f"precisions.{mangled(name)}", pyro.distributions.Gamma(a, b))
-            priors[name] = normal_of_precision(tau, dict(self.named_parameters())[name])
+            priors[name] = normal_of_precision(tau, priors[name].event_shape)
         weights = {name: pyro.sample(name, prior) for name, prior in priors.items()}
         distribution = self.likelihood.distribution(functional_call(self, weights, (x,)))
         rows = torch.arange(len(x), device=x.device)  # given, so that Pyro draws no indices of its own

@@ -148,14 +148,15 @@ class HierarchicalNormal(Prior):
         positive("rate", self.rate)
 
     def distribution(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
-        prior = normal_of_precision(_scalar(self.shape / self.rate, parameter), parameter)
+        prior = normal_of_precision(_scalar(self.shape / self.rate, parameter), parameter.shape)
         prior.hyperprior = (float(self.shape), float(self.rate))
         return prior
 
 
-def normal_of_precision(precision: Tensor, parameter: Tensor) -> Any:
-    """Normal(0, 1 / precision) over the shape of ``parameter``."""
-    return over(dist.Normal(torch.zeros_like(precision), precision.rsqrt(), validate_args=False), parameter)
+def normal_of_precision(precision: Tensor, shape: torch.Size) -> Any:
+    """Normal(0, 1 / precision) for each weight of a tensor of that shape."""
+    one = dist.Normal(torch.zeros_like(precision), precision.rsqrt(), validate_args=False)
+    return one.expand(shape).to_event(len(shape))
 
 
 @dataclass(frozen=True)
