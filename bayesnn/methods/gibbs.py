@@ -50,13 +50,14 @@ class Precisions:
     ) -> None:
         self._model, self._num_data, self._generator = model, num_data, generator
         self._groups = [group for group in groups if "hierarchical" in group]
+        parameters = model.bayesian_parameters()
+        self._weights = {name: parameters[name] for name in model.hyperpriors}
 
     @torch.no_grad()
     def weights(self, temperature: float) -> None:
         """Draw the precision of every parameter tensor whose prior has one to infer."""
-        parameters = dict(self._model.named_parameters())
-        for name, prior in self._model.hyperpriors.items():
-            w = parameters[name].detach()
+        for name, w in self._weights.items():
+            prior = self._model.hyperpriors[name]
             tau = sample_precision(prior, w.numel(), w.square().sum(), temperature, self._generator)
             self._model.set_precision(name, tau)
         for group in self._groups:
@@ -64,12 +65,18 @@ class Precisions:
 
     @torch.no_grad()
     def noise(self, pieces: Iterable[tuple[Tensor, Tensor]], temperature: float) -> None:
-        """Draw the noise's precision given the residuals of all rows, ``pieces``, and set ``log_scale``."""
+        """Draw the noise's precision given all rows, ``pieces``, and set ``log_scale``."""
         likelihood: Any = self._model.likelihood
         squares, count = likelihood.log_scale.new_zeros(()), 0
         for x, y in pieces:
             residuals = scalar_outputs(self._model.net(x)) - y
             squares, count = squares + residuals.square().sum(), count + residuals.numel()
+        self.noise_given(count, squares, temperature)
+
+    @torch.no_grad()
+    def noise_given(self, count: int, squares: Tensor, temperature: float) -> None:
+        """The same given ``count`` residuals whose squares sum to ``squares``, shape ()."""
+        likelihood: Any = self._model.likelihood
         prior = likelihood.prior.shape, likelihood.prior.rate
         tau = sample_precision(prior, count, squares, temperature, self._generator)
         likelihood.log_scale.fill_(-0.5 * float(tau.log()))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bayesnn.errors import at_least, fraction, unknown
 from bayesnn.likelihoods import GammaPrecision, Normal
 from bayesnn.methods.base import Method, Plan, Run, evenly, split_normal
-from bayesnn.methods.gibbs import NOISE, sample_precision
+from bayesnn.methods.gibbs import NOISE, Precisions
 from bayesnn.model import BayesianModel, State
 from bayesnn.rng import Streams
 from bayesnn.source import Source
@@ -104,6 +104,7 @@ class _GibbsRun(Run):
         if init is not None:
             model.load_state(init.last())
         self._method, self.optimizers = method, []
+        self._precisions = Precisions(model, [], plan.num_data, streams.noise)
         self._kept = frozenset(method.kept_steps(plan.steps))
         self._step = 0
         self._design: Tensor | None = None
@@ -122,13 +123,16 @@ class _GibbsRun(Run):
         net.weight.copy_(W[: net.in_features].T)
         if net.bias is not None:
             net.bias.copy_(W[-1])
-        self._precisions(residuals)
+        self._precisions.weights(temperature=1.0)
+        if NOISE in self.model.log_priors:
+            self._precisions.noise_given(residuals.numel(), residuals.square().sum(), temperature=1.0)
         self._step += 1
         self.gradient_evaluations += 1  # a sweep reads the data as often as one gradient of all rows
         return -self.model.log_likelihood(x, y.squeeze(1)).mean()
 
     def _tau(self) -> float:
-        return float(self.model.likelihood.params(self.model.net.weight.new_zeros(1, 1))["scale"][0] ** -2)  # type: ignore[operator]
+        net: Any = self.model.net
+        return float(self.model.likelihood.params(net.weight.new_zeros(1, 1))["scale"][0] ** -2)
 
     def _prior(self) -> tuple[Tensor, Tensor]:
         """Means and precisions (columns, outputs)."""
@@ -163,19 +167,6 @@ class _GibbsRun(Run):
             mean = torch.cholesky_solve((cross[:, k] + precision[:, k] * loc[:, k])[:, None], root)
             W[:, k] = (mean + torch.linalg.solve_triangular(root.T, noise[:, k : k + 1], upper=True))[:, 0]
         return y - X @ W
-
-    def _precisions(self, residuals: Tensor) -> None:
-        parameters = dict(self.model.named_parameters())
-        for name, prior in self.model.hyperpriors.items():
-            w = parameters[name]
-            squares = w.square().sum()
-            self.model.set_precision(name, sample_precision(prior, w.numel(), squares, 1.0, self.streams.noise))
-        if NOISE in self.model.log_priors:
-            likelihood: Any = self.model.likelihood
-            law = likelihood.prior.shape, likelihood.prior.rate
-            squares = residuals.square().sum()
-            tau = sample_precision(law, residuals.numel(), squares, 1.0, self.streams.noise)
-            likelihood.log_scale.fill_(-0.5 * float(tau.log()))
 
     def draw(self) -> list[State]:
         return self.snapshot() if self._step in self._kept else []
