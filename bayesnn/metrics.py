@@ -11,6 +11,7 @@ from torch import Tensor
 
 __all__ = [
     "accuracy",
+    "agreement",
     "as_class_probs",
     "brier",
     "classification_table",
@@ -21,6 +22,7 @@ __all__ = [
     "nll",
     "regression_table",
     "rmse",
+    "total_variation",
 ]
 
 # Rows of half-precision softmax sums are off by about this much; logits are off by far more.
@@ -224,6 +226,65 @@ def ece(probs: Tensor, y: Tensor, bins: int = 15) -> float:
         _binnable(probs), y, num_classes=probs.shape[1], n_bins=bins, norm="l1", validate_args=False
     )
     return float(value)
+
+
+def _same_classes(probs: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Check, and return both as (batch, K) on one device."""
+    probs, reference = as_class_probs(probs), as_class_probs(reference)
+    if probs.shape != reference.shape:
+        raise ValueError(
+            f"probs and reference must have one shape; got {tuple(probs.shape)} and {tuple(reference.shape)}: "
+            "predict the same inputs"
+        )
+    return probs, reference.to(probs.device)
+
+
+def agreement(probs: Tensor, reference: Tensor) -> float:
+    """Share of rows on which two predictive distributions have the same most probable class.
+
+    Parameters
+    ----------
+    probs, reference : Tensor, (batch, K) or (batch,)
+
+    Returns
+    -------
+    float in [0, 1]
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match, or the values are no probabilities.
+
+    References
+    ----------
+    Izmailov, Vikram, Hoffman & Wilson (2021), What are Bayesian neural network posteriors really like?, ICML.
+    """
+    probs, reference = _same_classes(probs, reference)
+    return float((probs.argmax(1) == reference.argmax(1)).double().mean())
+
+
+def total_variation(probs: Tensor, reference: Tensor) -> float:
+    """Mean over rows of the total variation distance, mean_i 1/2 sum_k |p_i[k] - q_i[k]|.
+
+    Parameters
+    ----------
+    probs, reference : Tensor, (batch, K) or (batch,)
+
+    Returns
+    -------
+    float in [0, 1]; 0 for the same distributions.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match, or the values are no probabilities.
+
+    References
+    ----------
+    Izmailov, Vikram, Hoffman & Wilson (2021), What are Bayesian neural network posteriors really like?, ICML.
+    """
+    probs, reference = _same_classes(probs, reference)
+    return float(0.5 * (probs.double() - reference.double()).abs().sum(1).mean())
 
 
 def _same_shape(y: Tensor, **others: Tensor) -> None:

@@ -116,6 +116,17 @@ def test_rmse_and_coverage_by_hand():
     assert metrics.coverage(torch.tensor([1.0, 3.0, 0.0]), torch.tensor([1.5, 5.0, 4.0]), y) == pytest.approx(2 / 3)
 
 
+def test_agreement_and_total_variation_by_hand():
+    p = torch.tensor([[0.6, 0.4, 0.0], [0.1, 0.2, 0.7]])
+    q = torch.tensor([[0.5, 0.1, 0.4], [0.1, 0.7, 0.2]])
+    assert metrics.agreement(p, q) == 0.5
+    assert metrics.total_variation(p, q) == pytest.approx((0.4 + 0.5) / 2)
+    assert metrics.total_variation(p, p) == 0.0
+    assert metrics.total_variation(p[:, 0], q[:, 0]) == pytest.approx(0.05)  # two classes: |p - q|
+    with pytest.raises(ValueError, match="predict the same inputs"):
+        metrics.agreement(p, q[:1])
+
+
 def test_column_against_row_is_refused():
     with pytest.raises(ValueError, match="shape of y"):
         metrics.rmse(torch.zeros(5, 1), torch.zeros(5))
