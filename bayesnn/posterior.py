@@ -158,12 +158,12 @@ class Posterior:
         flat = next((name for name, value in scale.items() if not bool((value > 0).all())), None)
         if flat is not None:
             raise ValueError(f"Expected weights with a spread, got none for {flat!r}: pass drift > 0, or more draws.")
-        own = {name.removeprefix("likelihood."): (loc[name], scale[name]) for name in names if "likelihood." in name}
+        own = [name for name in names if name.startswith("likelihood.")]
         net = [name for name in names if name.startswith("net.")]
         return Independent(
             {name.removeprefix("net."): loc[name] for name in net},
             {name.removeprefix("net."): scale[name] for name in net},
-            own,
+            {name.removeprefix("likelihood."): (loc[name], scale[name]) for name in own},
         )
 
     def save(self, path: str | Path) -> None:

@@ -1,3 +1,5 @@
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import torch
@@ -184,6 +186,14 @@ def test_the_prior_of_draws_has_their_moments_and_covers_the_noise():
     torch.testing.assert_close(law.scale, (stacked.var(0, correction=0) + 0.01).sqrt())
     noise = torch.cat([source.tensors()["likelihood.log_scale"] for source in posterior.sources])
     torch.testing.assert_close(model.log_priors["likelihood.log_scale"].mean, noise.mean())
+
+
+def test_a_module_called_likelihood_is_one_of_the_net():
+    model = bnn.BayesianModel(nn.Sequential(OrderedDict(likelihood=nn.Linear(3, 1))), likelihood=likelihoods.Normal())
+    x = torch.randn(20, 3)
+    prior = bnn.fit(model, (x, x.sum(1)), bnn.SGLD(draws=3), epochs=10, chains=1, progress=False).as_prior()
+    assert set(prior.loc) == {"likelihood.weight", "likelihood.bias"}
+    assert set(prior.likelihood) == {"log_scale"}
 
 
 def test_a_point_estimate_is_no_prior_unless_it_drifts():
