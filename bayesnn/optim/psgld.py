@@ -100,8 +100,7 @@ class PSGLD(Sampler):
             raise ValueError("Expected step(closure) with gamma=True, got no closure: it takes gradients beside w.")
         loss = closure()
         found = {p: p.grad.clone() for group in self.param_groups for p in group["params"] if p.grad is not None}
-        for group in self.param_groups:
-            self._measure_curvature(group, closure)
+        self._measure_curvature(closure)
         for p, gradient in found.items():
             p.grad = gradient
         super().step()
@@ -138,9 +137,15 @@ class PSGLD(Sampler):
             for p in group["params"]
         ]
 
-    def _measure_curvature(self, group: dict[str, Any], closure: Callable[[], Any]) -> None:
-        """diag(dg/dw) ~ z * (g(w + r z) - g(w - r z)) / (2 r), z random signs (Hutchinson), into the state."""
-        params = [p for p in group["params"] if p.grad is not None]
+    def _measure_curvature(self, closure: Callable[[], Any]) -> None:
+        """diag(dg/dw) ~ z * (g(w + r z) - g(w - r z)) / (2 r), z random signs (Hutchinson), into the state.
+
+        Of all groups that are sampled at once: two gradients, however many there are.
+        """
+        sampled = [group for group in self.param_groups if group["temperature"] > 0]
+        groups = [(group, [p for p in group["params"] if p.grad is not None]) for group in sampled]
+        groups = [(group, members) for group, members in groups if members]
+        params = [p for _, members in groups for p in members]
         with torch.no_grad():
             before = [p.clone() for p in params]
             reach = [REACH * (1 + p.abs()) for p in params]
@@ -152,7 +157,7 @@ class PSGLD(Sampler):
                     p.copy_(w + side * r * z)
             closure()
             with torch.no_grad():
-                sides.append([g.clone() for g in gradients(group, params)])
+                sides.append([g.clone() for group, members in groups for g in gradients(group, members)])
         with torch.no_grad():
             for p, w, r, z, ahead, behind in zip(params, before, reach, signs, *sides, strict=True):
                 p.copy_(w)

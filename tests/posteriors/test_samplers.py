@@ -111,6 +111,20 @@ def test_psgld_is_exact_in_its_own_coordinates(monkeypatch: pytest.MonkeyPatch) 
     assert_one(np.mean(moments, axis=0))
 
 
+@pytest.mark.parametrize(("gamma", "gradients"), [(True, 3), (False, 1)])
+def test_psgld_adapts_for_ever_at_three_gradients_a_step(gamma: bool, gradients: int) -> None:
+    """However many groups its parameters form: a prior for each layer makes several."""
+    model = bnn.BayesianModel(bnn.nets.MLP(3, (4,), 1), likelihood=bnn.likelihoods.Normal())
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
+    method = bnn.PSGLD(lr=1e-3, adapt="always", gamma=gamma, warm_up=0.2, draws=5)
+    posterior = bnn.fit(model, (x, x.sum(1)), method, epochs=50, batch_size=None, chains=1, progress=False)
+    # Adam's ten steps, twenty pieces of the rows for the first G, and forty steps.
+    assert posterior.info["gradient_evaluations"] == [10 + 20 + gradients * 40]
+    draws = posterior.sources[0].tensors()["net.layers.0.weight"]
+    assert bool(torch.isfinite(draws).all())
+    assert len(draws.unique(dim=0)) == 5
+
+
 BATCH = 10
 IID: dict[str, Any] = {"epochs": 500, "batch_size": BATCH, "order": "iid"}
 
