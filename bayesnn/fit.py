@@ -62,10 +62,10 @@ def fit(
         (of more than 500 epochs: after 500 of them, evenly spaced) into the history.
     early_stopping : stop when the validation negative log likelihood has not improved for so many epochs, and go back
         to the best one. Not for samplers.
-    init : where the chains start. ``"fresh"``: initial weights drawn anew by each module's ``reset_parameters``: the
-    net's
-        present trainable weights are discarded (parameters that no module resets, and frozen ones, keep their values).
-        ``"net"``: the net's present weights, for a pretrained net. A posterior: its chains go on, with new noise.
+    init : where the chains start. ``"fresh"``: initial weights drawn anew by each module's ``reset_parameters``; the
+        net's present trainable weights are discarded (parameters that no module resets, and frozen ones, keep their
+        values). ``"net"``: the net's present weights, for a pretrained net. A posterior: its chains go on, with new
+        noise.
     order : ``"reshuffle"`` (each row once an epoch), ``"iid"`` (rows drawn with replacement), ``"sequential"``.
     num_data : N, where ``data`` is a loader that does not tell.
     device : where to compute.
@@ -100,7 +100,7 @@ def fit(
         raise ValueError("Expected at least one trainable parameter, got none: set requires_grad on some of the net's.")
     model = model.copy().to(device)
     task = prepare(model, data, validation, num_data, seed)
-    plan = _plan(method, task, batch_size, epochs, chains, order)
+    plan = _plan(method, task, batch_size, epochs, chains, order, init == "fresh")
     if model.hyperpriors and not method.infers_precisions:
         raise ValueError(
             f"Expected priors of known precision for {type(method).__name__}, got a HierarchicalNormal: "
@@ -324,7 +324,7 @@ def _method(method: Method | type[Method] | str | None) -> Method:
 
 
 def _plan(
-    method: Method, task: Task, batch_size: int | None, epochs: int | None, chains: int, order: Order
+    method: Method, task: Task, batch_size: int | None, epochs: int | None, chains: int, order: Order, fresh: bool
 ) -> Plan:
     if (method.access == "full" or method.full_passes) and task.loader is not None:
         raise ValueError(f"Expected data in memory for {type(method).__name__}, which needs all rows, got a loader.")
@@ -342,7 +342,7 @@ def _plan(
     steps = len(task.batches(size, order, torch.Generator()))
     if epochs is None:
         epochs = max(1, round(method.default_steps / steps))
-    return Plan(task.num_data, size, at_least("epochs", epochs, 1), steps, chains, task.random_net)
+    return Plan(task.num_data, size, at_least("epochs", epochs, 1), steps, chains, task.random_net, fresh)
 
 
 def _warn_if_alike(model: BayesianModel, seed: int) -> None:

@@ -68,6 +68,7 @@ class Plan:
     epochs, steps_per_epoch : the budget.
     chains : number of chains.
     random_net : whether the net in train mode draws random numbers of its own (dropout, wherever it is called).
+    fresh : whether the chains start from fresh initial weights.
     """
 
     num_data: int
@@ -76,6 +77,7 @@ class Plan:
     steps_per_epoch: int
     chains: int
     random_net: bool = False
+    fresh: bool = False
 
     @property
     def steps(self) -> int:

@@ -103,6 +103,11 @@ class MeanFieldVI(Method):
         if not model.log_priors:
             raise ValueError("Expected at least one parameter with a prior for MeanFieldVI, got none: use MAP.")
         refuse_running_statistics(model, self)
+        if self.moped is not None and plan.fresh:
+            raise ValueError(
+                "Expected init= to be a posterior of MAP() or 'net' with moped, got 'fresh': a share of random weights "
+                "says nothing; fit a point estimate first, or drop moped."
+            )
 
     def draw_bytes(self, model: BayesianModel, plan: Plan) -> int:
         return 2 * super().draw_bytes(model, plan)

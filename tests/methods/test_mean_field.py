@@ -57,6 +57,12 @@ def test_moped_refuses_a_posterior_that_has_standard_deviations() -> None:
         fit(bnn.MeanFieldVI(moped=0.1), init=first)
 
 
+def test_moped_refuses_fresh_weights() -> None:
+    with pytest.raises(ValueError, match=r"Expected init= to be .* with moped, got 'fresh': .* drop moped") as error:
+        fit(bnn.MeanFieldVI(moped=0.1))
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("estimator", ["reparam", "local", "flipout"])
 def test_max_sd_holds_at_every_step(estimator: str) -> None:
     wide = fit(bnn.MeanFieldVI(initial_sd=0.5))
