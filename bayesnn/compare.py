@@ -383,9 +383,7 @@ def _settings(methods: Any, kind: str) -> dict[str, tuple[Method, int]]:
     return pairs
 
 
-def _elsewhere(
-    ood: Any, train: bd.Data, test: bd.Data, directory: str | Path | None
-) -> tuple[str, Tensor] | None:
+def _elsewhere(ood: Any, train: bd.Data, test: bd.Data, directory: str | Path | None) -> tuple[str, Tensor] | None:
     if isinstance(ood, str):
         ood = bd.load_test(ood, directory, like=train)
     elif ood is None and train.name in _OOD_LETTERS:

@@ -121,7 +121,7 @@ def fit(
         "method": method.config(), "seed": seed, "epochs": plan.epochs, "batch_size": plan.batch_size,
         "steps": plan.steps, "round": init.info.get("round", 0) + 1 if isinstance(init, Posterior) else 0,
         "gradient_evaluations": [], "minibatch_noise": [], "seconds": [], "diverged": [], "interrupted": False,
-    }
+    }  # fmt: skip
     with Progress(progress, plan, chains * method.draw_bytes(model, plan)) as bar:
         for chain in range(chains):
             streams = Streams(seed, chain, device, info["round"])

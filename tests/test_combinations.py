@@ -49,9 +49,7 @@ class Bare(nn.Module):
 
 
 def batch_norm(outputs: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(SIDE**2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, outputs)
-    )
+    return nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, outputs))
 
 
 def frozen(outputs: int) -> nn.Module:
@@ -94,7 +92,10 @@ LIKELIHOODS: dict[str, tuple[Callable[[], likelihoods.Likelihood], int, Tensor, 
     "Normal, fixed": (lambda: likelihoods.Normal(scale=0.5), 1, COUNTS.float()[:, None], (ROWS,)),
     "Normal, two targets": (likelihoods.Normal, 2, X[:, 0, 0, :2], (ROWS, 2)),
     "Normal, log-normal scale": (
-        lambda: likelihoods.Normal(prior=likelihoods.LogNormalScale()), 1, COUNTS.float(), (ROWS,)
+        lambda: likelihoods.Normal(prior=likelihoods.LogNormalScale()),
+        1,
+        COUNTS.float(),
+        (ROWS,),
     ),
     "Laplace": (likelihoods.Laplace, 1, COUNTS.float(), (ROWS,)),
     "StudentT": (likelihoods.StudentT, 1, COUNTS.float(), (ROWS,)),

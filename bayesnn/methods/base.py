@@ -239,8 +239,7 @@ def parameter_groups(model: BayesianModel, num_data: int, decay: bool = True) ->
             by_decay.setdefault(decays.get(name, 0.0), []).append(parameters[name])
     groups: list[dict[str, Any]] = [{"params": members, "weight_decay": wd} for wd, members in by_decay.items()]
     groups += [
-        {"params": [parameters[name]], "weight_decay": decays[name], "hierarchical": name}
-        for name in model.hyperpriors
+        {"params": [parameters[name]], "weight_decay": decays[name], "hierarchical": name} for name in model.hyperpriors
     ]
     if model.deterministic:
         free = [parameters[name] for name in model.deterministic]

@@ -45,9 +45,7 @@ class Problem:
         return 1 / self.s**2 / np.diag(self.precision)
 
 
-def problem(
-    n: int = 40, s: float = 1.3, sigma: float = 0.7, *, columns: int = K, prior: object = None
-) -> Problem:
+def problem(n: int = 40, s: float = 1.3, sigma: float = 0.7, *, columns: int = K, prior: object = None) -> Problem:
     """K regressions whose weights come from Normal(s); ``prior`` is the model's, where it is not that one."""
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(n, D, generator=generator, dtype=torch.float64)

@@ -233,9 +233,7 @@ def test_mean_field_vi_reaches_the_optimum_of_its_family(name: str, batch: int |
 def test_the_closed_kl_is_the_kl() -> None:
     """The reported KL against torch's own KL of Normals."""
     case = problem(columns=4)
-    posterior = bnn.fit(
-        case.model, (case.x, case.y), bnn.MeanFieldVI(), epochs=20, batch_size=None, progress=False
-    )
+    posterior = bnn.fit(case.model, (case.x, case.y), bnn.MeanFieldVI(), epochs=20, batch_size=None, progress=False)
     tensors = posterior.sources[0].tensors()
     q = torch.distributions.Normal(tensors["loc/net.weight"], tensors["log_sd/net.weight"].exp())
     scale = torch.tensor(case.s, dtype=torch.float64)
