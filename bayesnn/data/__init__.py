@@ -1,8 +1,9 @@
 """Data sets and minibatches."""
 
 from bayesnn.data.batches import Batches, Loader
-from bayesnn.data.dataset import Data, Standardize, split, standardize
+from bayesnn.data.dataset import Data, split
 from bayesnn.data.registry import load, load_test, names, sine_gap_region
+from bayesnn.data.standardize import Standardize, standardize
 
 __all__ = [
     "Batches",

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from bayesnn.data.dataset import Data, apply_standardize, split, standardize
+from bayesnn.data.dataset import Data, split
 from bayesnn.data.images import IMAGE_SETS, read_images
+from bayesnn.data.standardize import apply_standardize, standardize
 from bayesnn.errors import unknown
 
 SINE_GAP = (-0.3, 0.3)
