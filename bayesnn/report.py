@@ -10,6 +10,7 @@ import torch
 
 from bayesnn import plots
 from bayesnn.diagnostics import rhat
+from bayesnn.plots._style import panels_for, share_legend
 
 if TYPE_CHECKING:
     from bayesnn.compare import Comparison, Fitted
@@ -49,12 +50,12 @@ def _training_curves(fitted: dict[str, Fitted]) -> Any:
     histories = {name: one.posterior.history for name, one in fitted.items()}
     rows = [row for history in histories.values() for row in history]
     metrics = [metric for metric in ("loss", "val_nll") if any(metric in row for row in rows)]
-    axes = plots._panels(None, len(metrics), (5.2, 4.4))
+    axes = panels_for(None, len(metrics), (5.2, 4.4))
     for ax, metric in zip(axes, metrics, strict=True):
         plots.training_curves(histories, metric=metric, ax=ax)
         if min(row[metric] for row in rows if metric in row) > 0:
             ax.set_yscale("log")
-    plots._share_legend(axes, made=True)
+    share_legend(axes, made=True)
     return axes[0].figure
 
 
@@ -91,7 +92,7 @@ def _bands(comparison: Comparison, fitted: dict[str, Fitted]) -> Any:
     margin = 0.15 * (high - low)
     grid = torch.linspace(low - margin, high + margin, _GRID).reshape(-1, *train.in_shape)  # (grid, 1)
     own = train.inputs.inverse if train.inputs is not None else torch.clone
-    axes = plots._panels(None, len(fitted), (4.6, 4.2))
+    axes = panels_for(None, len(fitted), (4.6, 4.2))
     for ax, (name, one) in zip(axes, fitted.items(), strict=True):
         predictive = one.posterior.predict(grid)
         (lower, upper), inner = predictive.quantile((0.05, 0.95)), predictive.quantile((0.05, 0.95), noise=False)
@@ -104,7 +105,7 @@ def _bands(comparison: Comparison, fitted: dict[str, Fitted]) -> Any:
     # On one axis the methods' widths compare; what explodes away from the data must not flatten the rest.
     spread = float(train.y.max() - train.y.min())
     axes[0].set_ylim(float(train.y.min()) - 0.75 * spread, float(train.y.max()) + 0.75 * spread)
-    plots._share_legend(axes, made=True)
+    share_legend(axes, made=True)
     return axes[0].figure
 
 

@@ -1,0 +1,99 @@
+"""Colours, axes and legends that all pictures share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.layout_engine import LayoutEngine
+
+Values: TypeAlias = torch.Tensor | NDArray[Any]
+AxesArray: TypeAlias = NDArray[np.object_]
+
+BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
+# Neighbours in this order differ in lightness too.
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION)
+GREY, LIGHT = "#595959", "#D9D9D9"
+MARKERS = ("o", "s", "^", "D", "v", "P")
+STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1)))
+
+
+def to_numpy(values: Values) -> NDArray[np.float64]:
+    """Numbers as an array in float64, wherever they lie."""
+    if isinstance(values, torch.Tensor):
+        return values.detach().cpu().double().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def one_axes(ax: Any, size: tuple[float, float]) -> Axes:
+    """``ax``, or axes on a new figure of that size (inches) where it is None."""
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    if ax is None:
+        return Figure(figsize=size, layout=layout()).subplots()
+    if not isinstance(ax, Axes):
+        raise ValueError(f"ax must be one matplotlib Axes; got {type(ax).__name__}: pass a dict to draw several panels")
+    return ax
+
+
+def panels_for(axes: Any, count: int, size: tuple[float, float], vertical: bool = False) -> AxesArray:
+    """``axes``, or ``count`` on a new figure where they are None, each of that size (inches): (count,)."""
+    from matplotlib.figure import Figure
+
+    if count == 0:
+        raise ValueError("there must be at least one method to draw; got an empty dict")
+    if axes is None:
+        rows, columns = (count, 1) if vertical else (1, count)
+        figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout=layout())
+        grid: AxesArray = figure.subplots(rows, columns, squeeze=False)
+        return grid.ravel()
+    panels = np.atleast_1d(np.asarray(axes, dtype=object)).ravel()
+    if len(panels) != count:
+        raise ValueError(f"axes must be {count}, one to a panel; got {len(panels)}: leave them out to have them made")
+    return panels
+
+
+def layout() -> LayoutEngine:
+    """A new figure's layout, which leaves room for the legends underneath."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
+
+
+def finish(ax: Axes, legend: bool = True) -> None:
+    """Give the axes the common look. The legend stands below, where it can hide no data and meet no title."""
+    ax.xaxis.label.set_fontsize(13)
+    ax.yaxis.label.set_fontsize(13)
+    ax.title.set_fontsize(14)
+    ax.tick_params(labelsize=11, length=3, color=GREY)
+    ax.grid(True, color=LIGHT, linewidth=0.7)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    handles, labels = ax.get_legend_handles_labels()
+    if legend and handles:
+        width, height = ax.bbox.width / ax.figure.dpi, ax.bbox.height / ax.figure.dpi
+        # As many columns as fit, at 0.085 inch to a letter of 11 points and 0.6 to a handle.
+        letters = [0.6 + 0.085 * len(label) for label in labels]
+        columns = len(labels)
+        while columns > 1 and sum(max(letters[i::columns]) for i in range(columns)) > width:
+            columns -= 1
+        # 0.55 inch clears the ticks and the x label, whatever the height of the axes.
+        ax.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.55 / height), fontsize=11, frameon=False,
+                  ncols=columns, handlelength=2.4, columnspacing=1.2, borderaxespad=0)  # fmt: skip
+
+
+def share_legend(panels: AxesArray, made: bool) -> None:
+    """One legend for all panels: below a figure of our own, below the first panel in somebody else's."""
+    handles, labels = panels[0].get_legend_handles_labels()
+    for panel in panels[0 if made else 1 :]:
+        if panel.get_legend() is not None:
+            panel.get_legend().remove()
+    if made:
+        columns = 1 if len(panels) == 1 else len(handles)
+        panels[0].figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=12, frameon=False)
