@@ -13,7 +13,7 @@ from bayesnn.diagnostics import rhat
 from bayesnn.plots._style import panels_for, share_legend
 
 if TYPE_CHECKING:
-    from bayesnn.compare import Comparison, Fitted
+    from bayesnn.comparison import Comparison, Fitted
 
 DPI = 150
 # Rows for what costs a forward pass of every draw again, or a diagnostic for each row.

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import bayesnn as bnn
-from bayesnn.compare import NETS, compare, named_settings, score, shuffle_pixels, standard_error
+from bayesnn.compare import NETS, compare, named_settings, shuffle_pixels
+from bayesnn.comparison import score, standard_error
 
 EPOCHS = 6  # SGLD keeps the draws that the pictures of its chains need
 
