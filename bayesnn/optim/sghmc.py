@@ -30,8 +30,8 @@ class SGHMC(Sampler):
     ``lr`` means what it means in SGD with momentum: with T = 0 a step is that of ``torch.optim.SGD(lr, momentum)``.
     With ``momentum=0`` it is SGLD of the same ``lr`` in the form of Leimkuhler & Matthews (2013). The positions' law is
     that of BAOAB: on a Gaussian its variance is *exact* at every stable step, lr * curvature < 2 (1 + momentum); on
-    other potentials the bias is of second order in epsilon, of first order in lr. The explicit Euler scheme of the
-    original paper has a variance that grows with the step.
+    other potentials the bias is of second order in epsilon, of first order in lr. Under the Euler steps of the
+    original paper the variance grows with the step.
 
     Parameters
     ----------
