@@ -140,7 +140,7 @@ def test_moments(name: str, dtype: torch.dtype, method: bnn.MCLMC) -> None:
 
 
 def test_the_bias_falls_with_the_energy_variance() -> None:
-    """On the quartic, whose second moment the default takes down by about 1.5 %."""
+    """On the quartic, whose second moment a large step takes down."""
     case, found = targets.quartic(), {}
     for wanted in (0.05, 5e-6):
         method = bnn.MCLMC(draws=3000, energy_variance=wanted)
