@@ -56,7 +56,7 @@ def rhat(values: torch.Tensor | NDArray[Any]) -> Array:
 
     References
     ----------
-    Vehtari et al. (2021): rank normalisation and folding, on split R-hat, their eq. 1 to 4.
+    Vehtari et al. (2021): rank normalisation and folding, on split R-hat.
     """
     array = _as_array(values)
     if array.shape[0] == 1:
@@ -96,7 +96,7 @@ def ess(values: torch.Tensor | NDArray[Any], kind: Literal["bulk", "tail", "mean
 
     References
     ----------
-    Vehtari et al. (2021): bulk-ESS and tail-ESS; Geyer (1992), section 3.3: the initial monotone sequence.
+    Vehtari et al. (2021): bulk-ESS and tail-ESS; Geyer (1992): the initial monotone sequence.
     """
     kinds: dict[str, Callable[[Array], Array]] = {
         "bulk": lambda block: _ess_block(_rank_normalise(_split(block))),

@@ -147,7 +147,7 @@ def brier(probs: Tensor, y: Tensor) -> float:
 
     References
     ----------
-    Brier (1950), Verification of forecasts expressed in terms of probability, Monthly Weather Review 78, eq. 2.
+    Brier (1950), Verification of forecasts expressed in terms of probability, Monthly Weather Review 78.
     """
     probs, y = _labels(probs, y)
     target = torch.nn.functional.one_hot(y, probs.shape[1])

@@ -128,7 +128,7 @@ class Posterior:
         """Yesterday's posterior as today's prior: learning goes on when the data come one batch after another.
 
         Each weight ~ Normal(m, s^2 + drift^2), m and s^2 its posterior mean and variance: those of the factors of
-        mean-field VI (variational continual learning: Nguyen et al. 2018, eq. 2), or moments of all chains' draws.
+        mean-field VI (variational continual learning: Nguyen et al. 2018), or moments of all chains' draws.
         With ``drift`` > 0 the weights walk at random between one batch and the next, and what was learned long ago is
         forgotten: a dynamic net (the prediction step of a Kalman filter). Give the next fit ``init=`` this posterior as
         well: it starts where this one ended, parameters without a prior included.

@@ -130,7 +130,7 @@ class Layerwise(Prior):
 class HierarchicalNormal(Prior):
     """The weights of each parameter tensor ~ Normal(0, 1 / tau), with a precision tau of its own ~ Gamma(shape, rate).
 
-    The precision is inferred (Neal 1996, section 3.2): samplers draw it by Gibbs steps between their own, mean-field VI
+    The precision is inferred (Neal 1996): samplers draw it by Gibbs steps between their own, mean-field VI
     optimises it (empirical Bayes). Each draw of a posterior holds its precisions, ``"precisions.net__0__weight"``.
     A point estimate has no joint mode worth having: as all weights go to zero the density goes to infinity.
 

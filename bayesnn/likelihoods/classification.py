@@ -16,7 +16,7 @@ def mixture_uncertainty(log_probs: Tensor) -> tuple[Tensor, Tensor]:
     """Expected entropy and mutual information of draws of class probabilities, in nats.
 
     ``log_probs`` is (draw, ..., class). With p the mixture's mean over draws,
-    aleatoric = E[H(p_s)] and epistemic = E[KL(p_s || p)] (Depeweg et al. 2018, eq. 6 in this form): their sum is H(p)
+    aleatoric = E[H(p_s)] and epistemic = E[KL(p_s || p)] (as Depeweg et al. 2018): their sum is H(p)
     and, unlike the difference of two entropies, the mean KL does not fall below zero by rounding.
     """
     log_probs = log_probs.double()

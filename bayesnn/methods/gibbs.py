@@ -1,4 +1,4 @@
-"""Gibbs steps for precisions between a sampler's own steps (Neal 1996, section 3.3; Chen, Fox & Guestrin 2014, sec. 5).
+"""Gibbs steps for precisions between a sampler's own steps (Neal 1996; Chen, Fox & Guestrin 2014).
 
 A precision tau ~ Gamma(a, b) of n Normal numbers z ~ Normal(0, 1 / tau) has the conditional law
 

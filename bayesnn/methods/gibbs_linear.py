@@ -43,7 +43,7 @@ class GibbsLinear(Method):
 
     References
     ----------
-    Geman & Geman (1984); Gelman et al., Bayesian Data Analysis (3rd ed., 2013), section 11.3 and 14.2.
+    Geman & Geman (1984); Gelman et al., Bayesian Data Analysis (3rd ed., 2013).
     """
 
     access: ClassVar[Literal["minibatch", "full"]] = "full"

@@ -71,7 +71,7 @@ class HMC(_Hamiltonian):
     Parameters
     ----------
     trajectory : mean length of a trajectory in units of M^-1/2, the adapted standard deviations; the length of each
-        is uniform in [1/2, 3/2] of it, which breaks the resonances of a fixed one (Neal 2011, section 3.2). On a Normal
+        is uniform in [1/2, 3/2] of it, which breaks the resonances of a fixed one (Neal 2011). On a Normal
         pi/2 gives an independent draw and 2 pi the same one again.
     max_steps : leapfrog steps in a trajectory at most.
     warm_up : share of the transitions, at the start, in which eps and M are adapted; their states are not kept.

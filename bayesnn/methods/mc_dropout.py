@@ -31,7 +31,7 @@ class MCDropout(MAP):
 
     F is a negative evidence lower bound. Take q(w): the columns of a layer's weights behind a dropped unit are
     w_j = z_j W_j plus Normal noise whose variance is small and fixed. For p(w_j) = Normal(0, S^2 I) (Gal & Ghahramani
-    2016, appendix, proposition 1)
+    2016, appendix)
 
         KL(q || p) = sum_j (1 - p) |W_j / (1 - p)|^2 / (2 S^2) + const = sum_j |W_j|^2 / (2 (1 - p) S^2) + const
 

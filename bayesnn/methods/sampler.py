@@ -55,7 +55,7 @@ class SamplerMethod(Method):
         ``"svrg"``, with a new anchor each epoch (Dubey et al. 2016). A step then costs two gradients.
     layerwise : whether each parameter tensor has a step of its own, lr * G with G the smallest root mean square
         gradient of all tensors over its own, measured where the warm-up ends and constant from there (Wenzel et al.
-        2020, algorithm 2).
+        2020).
     gibbs_every : steps between the Gibbs steps that draw the precisions of hierarchical priors
         (:class:`bayesnn.priors.HierarchicalNormal`) and, with ``gibbs_noise``, of the noise.
     gibbs_noise : whether inferred Normal noise is drawn by Gibbs steps given all residuals, each a pass over the data,

@@ -3,7 +3,7 @@
     g(w) = g_B(w) - g_B(w0) + g_N(w0)
 
 is unbiased, and its noise vanishes as w approaches w0. A fixed anchor at the mode is SGLD-CV (Baker et al. 2019), one
-that follows the chain once an epoch is SVRG-LD (Dubey et al. 2016, algorithm 2). Each step costs two gradients.
+that follows the chain once an epoch is SVRG-LD (Dubey et al. 2016). Each step costs two gradients.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class PSGLD(Sampler):
         w &\leftarrow w - \mathrm{lr}\, (G g - \tfrac{T}{N} \Gamma) + \sqrt{2\, \mathrm{lr}\, T G / N}\; \xi
 
     A *constant* G leaves the stationary law alone. A G that follows the weight does not, unless the drift carries
-    :math:`\Gamma_j = \partial G_j / \partial w_j` (Li et al. 2016, eq. 6). So:
+    :math:`\Gamma_j = \partial G_j / \partial w_j` (Li et al. 2016). So:
 
     * call :meth:`freeze` at the end of the burn-in (``bayesnn.PSGLD`` does): G is constant, Gamma is zero, and the
       sampler is exact to the discretisation;

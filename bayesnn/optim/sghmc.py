@@ -50,7 +50,7 @@ class SGHMC(Sampler):
 
     References
     ----------
-    Chen, Fox & Guestrin (2014), Stochastic gradient Hamiltonian Monte Carlo, ICML, eq. 9 (the dynamics).
+    Chen, Fox & Guestrin (2014), Stochastic gradient Hamiltonian Monte Carlo, ICML (the dynamics).
     Leimkuhler & Matthews (2013), Rational construction of stochastic numerical methods for molecular sampling, AMRX.
     """
 
