@@ -1,0 +1,190 @@
+"""UCI regression on the standard splits: every method, with the same options on all data sets, beside bde.
+
+    BAYESNN_DATA=DIR OMP_NUM_THREADS=1 python benchmarks/uci.py --data yacht energy concrete
+    pip install sklearn-contrib-bde==1.0.2        # optional: the peer is then run on the same splits
+
+One hidden layer of 50 ReLU units; standardised inputs and targets. Two noise models: homoscedastic (one inferred scale)
+and heteroscedastic (a second output of the net). RMSE and log-likelihood (LL, of the predictive mixture) in the
+targets' own units, mean +- standard error over splits, and the difference to bde's, paired by split. Options were
+chosen on parts held out of the training rows (``--validate``), never on a test part. Results are kept in ``--out``
+after each fit, and what stands there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import json
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import uci_data
+
+import bayesnn as bnn
+
+WIDTH = 50
+CHAINS = 4
+BATCH = 64
+START = 1000  # epochs of the nets that chains start from
+PEER = "bde"
+NOISES = ("homoscedastic", "heteroscedastic")
+Fit = Callable[[str, bnn.data.Data, int], bnn.Posterior]
+
+
+def model_of(noise: str, in_features: int, prior: Any = None, dropout: float = 0.0) -> bnn.BayesianModel:
+    """The net of the benchmark under a noise model."""
+    two = noise == "heteroscedastic"
+    net = bnn.nets.MLP(in_features, (WIDTH,), 2 if two else 1, dropout=dropout)
+    likelihood = bnn.likelihoods.HeteroscedasticNormal() if two else bnn.likelihoods.Normal()
+    return bnn.BayesianModel(net, prior or bnn.priors.Normal(1.0), likelihood)
+
+
+def plain(method: bnn.methods.Method, epochs: int, chains: int = 1, dropout: float = 0.0) -> Fit:
+    """A fit from fresh weights."""
+
+    def run(noise: str, train: bnn.data.Data, seed: int) -> bnn.Posterior:
+        model = model_of(noise, train.in_shape[0], dropout=dropout)
+        return bnn.fit(model, train, method, epochs=epochs, chains=chains, batch_size=BATCH, seed=seed, progress=False)
+
+    return run
+
+
+def warm(method: bnn.methods.Method, epochs: int, full: bool = True, prior: Any = None) -> Fit:
+    """Chains from MAP nets of their own."""
+
+    def run(noise: str, train: bnn.data.Data, seed: int) -> bnn.Posterior:
+        options: dict[str, Any] = {"chains": CHAINS, "progress": False}
+        start_model = model_of(noise, train.in_shape[0])
+        start = bnn.fit(
+            start_model, train, bnn.MAP(lr=5e-3), epochs=START, batch_size=BATCH, seed=seed + 1000, **options
+        )
+        model = model_of(noise, train.in_shape[0], prior)
+        batch = None if full else BATCH
+        return bnn.fit(model, train, method, epochs=epochs, batch_size=batch, seed=seed, init=start, **options)
+
+    return run
+
+
+METHODS: dict[str, Fit] = {
+    "MAP": plain(bnn.MAP(lr=5e-3), START),
+    "deep ensemble of 4": plain(bnn.MAP(lr=5e-3), START, CHAINS),
+    "MeanFieldVI": plain(bnn.MeanFieldVI(lr=5e-3), 2000),
+    "MCDropout": plain(bnn.MCDropout(lr=5e-3), START, dropout=0.05),
+    "SWAG": plain(bnn.SWAG(), START),
+    "SGHMC, from MAP": warm(bnn.SGHMC(burn_in=0.2, draws=100), 2000, full=False),
+    "MCLMC, from MAP": warm(bnn.MCLMC(burn_in=0.4, draws=200), 8000),
+    "HMC, from MAP": warm(bnn.HMC(draws=200), 300),
+}
+
+
+def ours(method: str, noise: str, train: bnn.data.Data, test: bnn.data.Data, split: int) -> dict[str, float]:
+    """One fit of the library, scored on the test part."""
+    began = time.perf_counter()
+    posterior = METHODS[method](noise, train, split)
+    seconds = time.perf_counter() - began
+    draws = None if posterior.num_draws[0] is not None else 200
+    prediction = posterior.predict(test.x, draws=draws)
+    return {
+        "RMSE": bnn.metrics.rmse(prediction.mean, test.y),
+        "LL": float(prediction.log_prob(test.y).mean()),
+        "seconds": seconds,
+    }
+
+
+def peer(train: bnn.data.Data, test: bnn.data.Data, split: int) -> dict[str, float]:
+    """sklearn-contrib-bde with 4 members, 1,000 epochs, 5,000 steps of warm-up, 2,000 of sampling, each tenth kept."""
+    from bde import BdeRegressor
+
+    assert train.target is not None
+    began = time.perf_counter()
+    estimator = BdeRegressor(
+        n_members=4, hidden_layers=[WIDTH], epochs=1000, warmup_steps=5000, n_samples=2000, n_thinning=10, seed=split
+    )
+    with contextlib.redirect_stderr(io.StringIO()):  # a line of progress for every step
+        estimator.fit(train.x.numpy(), train.target.forward(train.y).numpy())
+    raw = torch.as_tensor(np.array(estimator.predict(test.x.numpy(), raw=True))).double()
+    seconds = time.perf_counter() - began
+    raw = raw.reshape(-1, len(test), 2)  # (member and draw, row, location and raw scale)
+    centre, unit = float(train.target.mean), float(train.target.std)
+    loc, scale = centre + unit * raw[..., 0], unit * (torch.nn.functional.softplus(raw[..., 1]) + 1e-6)
+    log_prob = torch.distributions.Normal(loc, scale).log_prob(test.y.double())
+    mixture = torch.logsumexp(log_prob, 0) - math.log(len(raw))
+    return {"RMSE": bnn.metrics.rmse(loc.mean(0), test.y), "LL": float(mixture.mean()), "seconds": seconds}
+
+
+def held_out(train: bnn.data.Data) -> tuple[bnn.data.Data, bnn.data.Data]:
+    """A training part split again, 9 to 1, standardised anew."""
+    assert train.inputs is not None
+    raw = bnn.data.Data(train.inputs.inverse(train.x), train.y, train.name)
+    rest, validation = bnn.data.standardize(*bnn.data.split(raw, 0.1, seed=0))
+    return rest, validation
+
+
+def table(results: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
+    """Markdown: mean +- standard error over splits, and paired differences to the peer."""
+    lines = [
+        "| data | noise, method | splits | RMSE | LL | RMSE less bde's | LL less bde's | seconds |",
+        "|---" * 8 + "|",
+    ]
+    for name, rows in results.items():
+        for label, by_split in sorted(rows.items()):
+            cells = [_mean([row[score] for row in by_split.values()]) for score in ("RMSE", "LL")]
+            both = sorted(rows.get(PEER, {}).keys() & by_split.keys())
+            for score in ("RMSE", "LL"):
+                pairs = [by_split[split][score] - rows[PEER][split][score] for split in both]
+                cells.append(_mean(pairs) if pairs and label != PEER else "")
+            seconds = statistics.fmean(row["seconds"] for row in by_split.values())
+            lines.append(f"| {name} | {label} | {len(by_split)} | " + " | ".join(cells) + f" | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def _mean(values: list[float]) -> str:
+    mean = f"{statistics.fmean(values):.3f}"
+    return mean if len(values) < 2 else f"{mean} +- {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+
+
+def main() -> None:
+    """Parse, run what is not there yet, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=["yacht", "energy", "concrete"])
+    parser.add_argument("--splits", type=int, nargs="+", default=list(range(uci_data.SPLITS)))
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, PEER], default=[*METHODS, PEER])
+    parser.add_argument("--noise", nargs="+", choices=NOISES, default=list(NOISES))
+    parser.add_argument("--validate", action="store_true", help="score on a part held out of the training rows")
+    parser.add_argument("--out", type=Path, default=Path("results/uci.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    has_peer = importlib.util.find_spec("bde") is not None
+    for name in arguments.data:
+        for split in arguments.splits:
+            train, test = uci_data.load(name, split)
+            if arguments.validate:
+                train, test = held_out(train)
+            for method in arguments.methods:
+                for noise in arguments.noise if method != PEER else [""]:
+                    label = f"{noise}, {method}" if noise else PEER
+                    kept = results.setdefault(name, {}).setdefault(label, {})
+                    if str(split) in kept or (method == PEER and not has_peer):
+                        continue
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")
+                        row = ours(method, noise, train, test, split) if noise else peer(train, test, split)
+                    kept[str(split)] = row
+                    print(name, label, split, json.dumps(row), flush=True)
+                    arguments.out.write_text(json.dumps(results, indent=1))
+    print(table({name: {label: rows for label, rows in by.items() if rows} for name, by in results.items()}))
+
+
+if __name__ == "__main__":
+    main()
