@@ -7,6 +7,7 @@ from bayesnn.errors import DivergedError
 from bayesnn.fit import fit
 from bayesnn.methods import (
     HMC,
+    IVON,
     MAP,
     MCLMC,
     NUTS,
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "HMC",
+    "IVON",
     "MAP",
     "MCLMC",
     "NUTS",

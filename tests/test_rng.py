@@ -13,7 +13,9 @@ from bayesnn.rng import Streams, generator, isolated
 
 X = torch.linspace(-1, 1, 30)[:, None]
 Y = (3 * X[:, 0]).sin()
-METHODS = {"MAP": bnn.MAP(), "MeanFieldVI": bnn.MeanFieldVI(), "SGLD": bnn.SGLD(draws=4)}
+METHODS = {
+    "MAP": bnn.MAP(), "MeanFieldVI": bnn.MeanFieldVI(), "SGLD": bnn.SGLD(draws=4), "IVON": bnn.IVON(),
+}  # fmt: skip
 PURPOSES = ("noise", "shuffle", "fence")
 
 

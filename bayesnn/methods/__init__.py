@@ -3,6 +3,7 @@
 from bayesnn.methods.base import Method, Plan, Run
 from bayesnn.methods.gibbs_linear import GibbsLinear
 from bayesnn.methods.hmc import HMC, NUTS
+from bayesnn.methods.ivon import IVON
 from bayesnn.methods.laplace import Laplace
 from bayesnn.methods.map import MAP
 from bayesnn.methods.mc_dropout import MCDropout
@@ -16,11 +17,27 @@ from bayesnn.methods.swag import SWAG
 
 METHODS: dict[str, type[Method]] = {
     cls.__name__: cls
-    for cls in (MAP, MeanFieldVI, SGLD, SGHMC, SGNHT, PSGLD, MCDropout, SWAG, Laplace, HMC, NUTS, MCLMC, GibbsLinear)
+    for cls in (
+        MAP,
+        MeanFieldVI,
+        SGLD,
+        SGHMC,
+        SGNHT,
+        PSGLD,
+        MCDropout,
+        SWAG,
+        Laplace,
+        HMC,
+        NUTS,
+        MCLMC,
+        GibbsLinear,
+        IVON,
+    )
 }
 
 __all__ = [
     "HMC",
+    "IVON",
     "MAP",
     "MCLMC",
     "METHODS",
