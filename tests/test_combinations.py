@@ -107,7 +107,7 @@ WITH_SCALE = {"Normal", "Normal, two targets", "Normal, log-normal scale", "Lapl
 
 SAMPLERS = ("SGLD", "SGHMC", "SGNHT", "PSGLD")
 FULL_BATCH = ("HMC", "NUTS", "MCLMC")
-OF_WEIGHTS_ALONE = ("MeanFieldVI", "SWAG", "Laplace", "IVON", *FULL_BATCH)
+OF_WEIGHTS_ALONE = ("MeanFieldVI", "SWAG", "Laplace", "IVON", "SVGD", *FULL_BATCH)
 
 # (net, method), and what the error expects instead. MAP takes everything.
 REFUSED_NETS = {
@@ -127,7 +127,7 @@ REFUSED_PAIRS = {(net, "ByType", "Laplace"): "Normal priors" for net in ("LeNet5
 # (prior, method), where the likelihood has no parameter of its own that has one.
 REFUSED_WITHOUT_SCALE = {
     ("Deterministic", method): "at least one parameter with a prior"
-    for method in ("MeanFieldVI", "SWAG", "Laplace", "IVON")
+    for method in ("MeanFieldVI", "SWAG", "Laplace", "IVON", "SVGD")
 }
 
 

@@ -15,6 +15,7 @@ X = torch.linspace(-1, 1, 30)[:, None]
 Y = (3 * X[:, 0]).sin()
 METHODS = {
     "MAP": bnn.MAP(), "MeanFieldVI": bnn.MeanFieldVI(), "SGLD": bnn.SGLD(draws=4), "IVON": bnn.IVON(),
+    "SVGD": bnn.SVGD(particles=3),
 }  # fmt: skip
 PURPOSES = ("noise", "shuffle", "fence")
 

@@ -42,8 +42,8 @@ class Shared(nn.Module):
 CASES = [
     (make, method)
     for make in (plain, with_frozen_part, with_batch_norm, Shared)
-    for method in (bnn.MAP(), bnn.MeanFieldVI(), bnn.SGLD(draws=3, warm_up=0.1), bnn.IVON())
-    if not (make is with_batch_norm and isinstance(method, (bnn.MeanFieldVI, bnn.IVON)))
+    for method in (bnn.MAP(), bnn.MeanFieldVI(), bnn.SGLD(draws=3, warm_up=0.1), bnn.IVON(), bnn.SVGD(particles=3))
+    if not (make is with_batch_norm and isinstance(method, (bnn.MeanFieldVI, bnn.IVON, bnn.SVGD)))
 ]
 
 

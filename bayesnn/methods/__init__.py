@@ -13,6 +13,7 @@ from bayesnn.methods.psgld import PSGLD
 from bayesnn.methods.sghmc import SGHMC
 from bayesnn.methods.sgld import SGLD
 from bayesnn.methods.sgnht import SGNHT
+from bayesnn.methods.svgd import SVGD
 from bayesnn.methods.swag import SWAG
 
 METHODS: dict[str, type[Method]] = {
@@ -32,6 +33,7 @@ METHODS: dict[str, type[Method]] = {
         MCLMC,
         GibbsLinear,
         IVON,
+        SVGD,
     )
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "SGHMC",
     "SGLD",
     "SGNHT",
+    "SVGD",
     "SWAG",
     "GibbsLinear",
     "Laplace",
