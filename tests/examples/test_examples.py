@@ -54,3 +54,18 @@ def test_regression_gap_prints_the_spread_and_draws_the_band(run, tmp_path):
     median, largest = re.search(r"median ([\d.]+), largest ([\d.]+)", printed).groups()
     assert 0.9 < float(median) <= float(largest)
     assert imread(tmp_path / "here" / "band.png").shape[0] > 100
+
+
+def test_drifting_stream_prints_the_scores_and_draws_them(run, tmp_path):
+    short = ("--batches", "2", "--seeds", "2", "--steps", "5", "--rows", "10")
+    scope, printed = run("drifting_stream.py", *short, "--out", "here")
+    rows = {line[:16].strip(): [float(v) for v in line[16:].split()] for line in printed.splitlines()[2:6]}
+    assert list(rows) == [*scope["settings"], "the true law"]
+    for (name, row), scores in zip(rows.items(), scope["scores"], strict=False):
+        assert row[0] == pytest.approx(scores.mean(), abs=5e-4), name
+        assert row[3] == pytest.approx(scores.mean() - scope["scores"][-1].mean(), abs=5e-4), name
+    assert rows["the true law"][0] < min(row[0] for row in list(rows.values())[:-1])
+    # Each setting has the batch before in its own way: the first prediction is the same, the second is not.
+    assert (scope["scores"][:, :, 0] == scope["scores"][0, :, 0]).all()
+    assert len(set(scope["scores"][:, 0, 1])) == 3
+    assert imread(tmp_path / "here" / "drifting_stream.png").shape[0] > 100
