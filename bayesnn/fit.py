@@ -342,7 +342,8 @@ def _plan(
     steps = len(task.batches(size, order, torch.Generator()))
     if epochs is None:
         epochs = max(1, round(method.default_steps / steps))
-    return Plan(task.num_data, size, at_least("epochs", epochs, 1), steps, chains, task.random_net, fresh)
+    epochs = at_least("epochs", epochs, 1)
+    return Plan(task.num_data, size, epochs, steps, chains, task.random_net, fresh, independent=order == "iid")
 
 
 def _warn_if_alike(model: BayesianModel, seed: int) -> None:

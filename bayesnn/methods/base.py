@@ -69,6 +69,7 @@ class Plan:
     chains : number of chains.
     random_net : whether the net in train mode draws random numbers of its own (dropout, wherever it is called).
     fresh : whether the chains start from fresh initial weights.
+    independent : whether rows are drawn with replacement, ``order="iid"``: a batch of N rows is then not all of them.
     """
 
     num_data: int
@@ -78,6 +79,7 @@ class Plan:
     chains: int
     random_net: bool = False
     fresh: bool = False
+    independent: bool = False
 
     @property
     def steps(self) -> int:

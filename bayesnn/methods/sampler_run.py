@@ -56,8 +56,7 @@ class SamplerRun(Run):
         self._kept, self._first = frozenset(kept), kept[0] if kept else plan.steps
         self._step = 0
         self._looks = self._plan_looks()
-        rows = plan.num_data, plan.batch_size
-        self._step_size = StepSize(self._sampler, self._parameters, method.lr is None, method.stability, rows)
+        self._step_size = StepSize(self._sampler, self._parameters, method.lr is None, method.stability, plan)
         self._anchor: Anchor | None = None
         self._batches: Any = None
         self._some: list[tuple[Tensor, Tensor]] = []
@@ -71,7 +70,7 @@ class SamplerRun(Run):
         start, end = self._warm_steps, self._first - 1
         if self._method.lr is None:
             return range(start, max(end, start + 1), max(1, -(-(end - start) // LOOKS)))
-        exact = self.plan.batch_size >= self.plan.num_data
+        exact = self.plan.batch_size >= self.plan.num_data and not self.plan.independent
         return range(end, end + 1) if end > start and not exact and self._method.temperature > 0 else range(0)
 
     def begin_epoch(self, epoch: int, batches: Any) -> None:

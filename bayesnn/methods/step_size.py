@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayesnn.methods.base import Plan
 from bayesnn.methods.curvature import largest_curvature, row_slopes
 from bayesnn.optim import Sampler
 
@@ -27,14 +28,14 @@ class StepSize:
     parameters : that move.
     adapt : whether to set lr, or only to measure the noise.
     stability : the largest lr * lambda.
-    rows : (N, B).
+    plan : of which N, B, and whether rows are drawn with replacement.
     """
 
     def __init__(
-        self, sampler: Sampler, parameters: Sequence[Tensor], adapt: bool, stability: float, rows: tuple[int, int]
+        self, sampler: Sampler, parameters: Sequence[Tensor], adapt: bool, stability: float, plan: Plan
     ) -> None:
         self._sampler, self._parameters, self._adapt, self._stability = sampler, parameters, adapt, stability
-        self._num_data, self._batch = rows
+        self._plan = plan
         self._curvature = self._row_noise = 0.0
         self._direction: list[Tensor] | None = None
         self.gradient_evaluations = 0
@@ -78,10 +79,10 @@ class StepSize:
 
     def share(self) -> float:
         """Variance of a minibatch's gradient along the stiffest direction over that of the noise injected there."""
-        group, (N, B) = self._group(), (self._num_data, self._batch)
+        group, N, B = self._group(), self._plan.num_data, self._plan.batch_size
         if group["temperature"] == 0:
             return 0.0
-        unseen = (N - B) / max(N - 1, 1)  # of rows drawn without replacement
+        unseen = 1.0 if self._plan.independent else (N - B) / max(N - 1, 1)  # of rows drawn without replacement
         # In coordinates w / sqrt(scale) a step is one of lr / scale.
         injected = self._sampler.injected({**group, "lr": group["lr"] / group.get("scale", 1.0)})
         return self._row_noise * unseen / (B * injected)

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import bayesnn as bnn
+from bayesnn.methods.base import Plan
 from bayesnn.methods.curvature import largest_curvature
-from bayesnn.methods.step_size import LR_MOST, LR_STABILITY, NOISE_MOST
+from bayesnn.methods.step_size import LR_MOST, LR_STABILITY, NOISE_MOST, StepSize
 
 
 def test_it_is_the_largest_eigenvalue_of_a_quadratic_and_puts_the_parameters_back() -> None:
@@ -77,3 +78,29 @@ def test_minibatch_noise_is_measured_bounded_by_default_and_warned_of() -> None:
     assert loud.info["minibatch_noise"][0] == pytest.approx(expected, rel=0.35)
     exact = bnn.fit(model, (x, y), bnn.SGLD(lr=0.1), **{**options, "batch_size": None})
     assert exact.info["minibatch_noise"] == [None]
+
+
+def test_rows_drawn_with_replacement_are_noisier() -> None:
+    """The mean of B of N rows has variance c (N - B) / (N - 1) / B without replacement, and c / B with it."""
+    weight = nn.Parameter(torch.zeros(1))
+    sampler = bnn.optim.SGLD([weight], lr=0.01, num_data=64)
+
+    def share(batch: int, independent: bool) -> float:
+        plan = Plan(64, batch, 1, 1, 1, independent=independent)
+        step_size = StepSize(sampler, [weight], True, 0.25, plan)
+        step_size._row_noise = 1.0
+        return step_size.share()
+
+    assert share(64, independent=False) == 0
+    assert share(64, independent=True) > 0
+    assert share(32, independent=False) == pytest.approx(share(32, independent=True) * 32 / 63)
+
+    X, y = torch.randn(64, 2, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 2
+    model = bnn.BayesianModel(nn.Linear(2, 2), bnn.priors.Normal(1.0), bnn.likelihoods.Categorical())
+    options = {"epochs": 10, "batch_size": 64, "chains": 1, "progress": False}
+    found = {
+        order: bnn.fit(model, (X, y), bnn.SGLD(lr=1e-3, draws=2), order=order, **options).info["minibatch_noise"][0]
+        for order in ("reshuffle", "iid")
+    }
+    assert found["reshuffle"] is None  # all rows: exact
+    assert found["iid"] > 0  # N rows with replacement are not all of them
