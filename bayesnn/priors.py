@@ -17,6 +17,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.nn.modules.batchnorm import _NormBase
 
 from bayesnn.errors import positive, unknown
@@ -216,7 +217,13 @@ class ScaleMixture(Prior):
         share = torch.stack((_scalar(self.pi, parameter), _scalar(1 - self.pi, parameter)))
         scales = torch.stack((_scalar(self.wide, parameter), _scalar(self.narrow, parameter)))
         components = dist.Normal(torch.zeros_like(scales), scales)
-        return over(dist.MixtureSameFamily(dist.Categorical(share), components), parameter)
+        return over(_MixtureOfNormals(dist.Categorical(share), components), parameter)
+
+
+class _MixtureOfNormals(dist.MixtureSameFamily):  # type: ignore[misc]
+    """Any real number: of a mixture in general torch does not know how to map the support to the reals."""
+
+    support = constraints.real
 
 
 @dataclass(frozen=True)
