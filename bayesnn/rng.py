@@ -28,10 +28,19 @@ def generator(seed: int, *key: int, device: torch.device | str = "cpu") -> torch
 
 @contextmanager
 def isolated(stream: torch.Generator) -> Iterator[None]:
-    """Run with torch's global CPU generator replaced by ``stream``; afterwards both have their own states back.
+    """Run with torch's global generator replaced by ``stream``; afterwards both have their own states back.
 
-    The lock keeps two threads from restoring each other's states. ``stream`` advances by what was used inside.
+    It is the generator of the stream's device, the CPU or one GPU. The lock keeps two threads from restoring each
+    other's states. ``stream`` advances by what was used inside.
     """
+    if stream.device.type == "cuda":
+        with _global_state, torch.random.fork_rng(devices=[stream.device]):
+            torch.cuda.set_rng_state(stream.get_state(), stream.device)
+            try:
+                yield
+            finally:
+                stream.set_state(torch.cuda.get_rng_state(stream.device))
+        return
     with _global_state, torch.random.fork_rng(devices=[]):
         torch.random.set_rng_state(stream.get_state())
         try:
