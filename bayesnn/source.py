@@ -184,4 +184,64 @@ class LowRankNormal(Distribution):
         return cls(*from_parts(tensors, "loc", "sd", "factor"))
 
 
-SOURCES: dict[str, type[Source]] = {cls.kind: cls for cls in (Draws, NormalSource, LowRankNormal)}
+class FullRankNormal(Distribution):
+    """Normal with covariance R R': w = loc + R zeta for the names in ``root``; others are fixed.
+
+    ``root[name]`` are that weight's rows of R, (*shape of the weight, P), P the number of weights in all.
+    """
+
+    kind: ClassVar[str] = "full_rank_normal"
+
+    def __init__(self, loc: State, root: State) -> None:
+        self.loc, self.root = loc, root
+
+    def _draw(self, generator: torch.Generator) -> State:
+        root = next(iter(self.root.values()))
+        zeta = root.new_empty(root.shape[-1]).normal_(generator=generator)
+        return {**self.loc, **{name: self.loc[name] + self.root[name] @ zeta for name in sorted(self.root)}}
+
+    def last(self) -> State:
+        return dict(self.loc)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return to_parts(loc=self.loc, root=self.root)
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> FullRankNormal:
+        return cls(*from_parts(tensors, "loc", "root"))
+
+
+class RadialSource(Distribution):
+    """w = loc + exp(log_scale) * r * xi / |xi| for each name in ``log_scale``; others are fixed.
+
+    xi ~ Normal(0, I) has the weight's shape, r ~ Normal(0, 1) is one number: see :class:`bayesnn.RadialVI`.
+    """
+
+    kind: ClassVar[str] = "radial"
+
+    def __init__(self, loc: State, log_scale: State) -> None:
+        self.loc, self.log_scale = loc, log_scale
+        self._scale = {name: log_scale[name].exp() for name in sorted(log_scale)}
+
+    def _draw(self, generator: torch.Generator) -> State:
+        state = dict(self.loc)
+        for name, scale in self._scale.items():
+            xi = torch.empty_like(scale).normal_(generator=generator)
+            r = scale.new_empty(()).normal_(generator=generator)
+            state[name] = xi.mul_(r / xi.norm()).mul_(scale).add_(self.loc[name])
+        return state
+
+    def last(self) -> State:
+        return dict(self.loc)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return to_parts(loc=self.loc, log_scale=self.log_scale)
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> RadialSource:
+        return cls(*from_parts(tensors, "loc", "log_scale"))
+
+
+SOURCES: dict[str, type[Source]] = {
+    cls.kind: cls for cls in (Draws, NormalSource, LowRankNormal, FullRankNormal, RadialSource)
+}

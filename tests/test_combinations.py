@@ -107,7 +107,8 @@ WITH_SCALE = {"Normal", "Normal, two targets", "Normal, log-normal scale", "Lapl
 
 SAMPLERS = ("SGLD", "SGHMC", "SGNHT", "PSGLD")
 FULL_BATCH = ("HMC", "NUTS", "MCLMC")
-OF_WEIGHTS_ALONE = ("MeanFieldVI", "SWAG", "Laplace", "IVON", "SVGD", *FULL_BATCH)
+VARIATIONAL = ("MeanFieldVI", "FullRankVI", "LowRankVI", "RadialVI", "PyroVI")
+OF_WEIGHTS_ALONE = (*VARIATIONAL, "SWAG", "Laplace", "IVON", "SVGD", *FULL_BATCH)
 
 # (net, method), and what the error expects instead. MAP takes everything.
 REFUSED_NETS = {
@@ -115,6 +116,7 @@ REFUSED_NETS = {
     **{("batch norm", method): "without running statistics" for method in OF_WEIGHTS_ALONE},
     **{(net, "MCDropout"): "with dropout" for net in NETS if net != "dropout"},
     **{(net, "GibbsLinear"): "one nn.Linear" for net in NETS},  # what it does take is in test_gibbs_linear.py
+    ("LeNet5", "FullRankVI"): "full Cholesky factor",
 }
 # (prior, method), whatever the likelihood.
 REFUSED_PRIORS = {
@@ -127,7 +129,7 @@ REFUSED_PAIRS = {(net, "ByType", "Laplace"): "Normal priors" for net in ("LeNet5
 # (prior, method), where the likelihood has no parameter of its own that has one.
 REFUSED_WITHOUT_SCALE = {
     ("Deterministic", method): "at least one parameter with a prior"
-    for method in ("MeanFieldVI", "SWAG", "Laplace", "IVON", "SVGD")
+    for method in (*VARIATIONAL, "SWAG", "Laplace", "IVON", "SVGD")
 }
 
 

@@ -16,6 +16,8 @@ Y = (3 * X[:, 0]).sin()
 METHODS = {
     "MAP": bnn.MAP(), "MeanFieldVI": bnn.MeanFieldVI(), "SGLD": bnn.SGLD(draws=4), "IVON": bnn.IVON(),
     "SVGD": bnn.SVGD(particles=3),
+    "FullRankVI": bnn.FullRankVI(), "LowRankVI": bnn.LowRankVI(rank=2), "RadialVI": bnn.RadialVI(),
+    "PyroVI": bnn.PyroVI(draws=4),
 }  # fmt: skip
 PURPOSES = ("noise", "shuffle", "fence")
 
