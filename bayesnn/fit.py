@@ -82,12 +82,12 @@ def fit(
     DivergedError : the loss of every chain became NaN before a draw was kept.
     """
     method = _method(method)
-    at_least("seed", seed, 0)
+    seed = at_least("seed", seed, 0)
     chains = at_least("chains", chains if chains is not None else method.default_chains, 1)
     if batch_size is not None:
-        at_least("batch_size", batch_size, 1)
+        batch_size = at_least("batch_size", batch_size, 1)
     if early_stopping is not None:
-        at_least("early_stopping", early_stopping, 1)
+        early_stopping = at_least("early_stopping", early_stopping, 1)
         if validation is None:
             raise ValueError("Expected validation= with early_stopping, got none: hold out a share, validation=0.1.")
         if method.is_sampler:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,30 +19,65 @@ from bayesnn.posterior import Posterior
 from bayesnn.source import SOURCES, Source
 
 VERSION = 1
+CONSTANTS = "constants.safetensors"
 _SAME = "give the architecture that was saved."
 _KEYS = ("dtype", "chains", "prior", "likelihood", "num_data", "target", "info", "history")
 
 
 def save(posterior: Posterior, path: Path) -> None:
-    """Write ``posterior``; a manifest is written last, so that a directory with one is whole."""
+    """Write ``posterior``. A save that fails leaves the one before it whole: the new manifest takes over at the end."""
     from safetensors.torch import save_file
 
+    old = _files(path)
+    # Another name beside the files of the posterior that was saved here before, which stay until the end.
+    tag = f"-{token_hex(4)}" if (path / "manifest.json").exists() else ""
+    chains = [
+        {"file": f"chain-{chain}{tag}.safetensors", "kind": source.kind}
+        for chain, source in enumerate(posterior.sources)
+    ]
+    constants = f"constants{tag}.safetensors"
+    text = json.dumps(_describe(posterior, chains, constants), indent=1, default=_plain)
+    new, draft = [*(chain["file"] for chain in chains), constants], path / f"manifest{tag}.json.new"
     path.mkdir(parents=True, exist_ok=True)
-    (path / "manifest.json").unlink(missing_ok=True)  # of a posterior saved here before: its files are about to go
-    files = []
-    for chain, source in enumerate(posterior.sources):
-        files.append({"file": f"chain-{chain}.safetensors", "kind": source.kind})
-        save_file({k: v.contiguous() for k, v in source.tensors().items()}, path / files[-1]["file"])
+    try:
+        for name, source in zip(new, posterior.sources, strict=False):
+            save_file({k: v.contiguous() for k, v in source.tensors().items()}, path / name)
+        save_file(_constants(posterior), path / constants)
+        draft.write_text(text)
+        draft.replace(path / "manifest.json")
+    except BaseException:
+        for name in (*new, draft.name):
+            (path / name).unlink(missing_ok=True)
+        raise
+    for name in set(old) - set(new):
+        (path / name).unlink(missing_ok=True)
+
+
+def _files(path: Path) -> list[str]:
+    """Files of tensors of the posterior saved at ``path``, as its manifest names them; none where it cannot be read."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        names = [chain["file"] for chain in manifest["chains"]] + [manifest.get("constants", CONSTANTS)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return [name for name in names if isinstance(name, str) and Path(name).name == name]
+
+
+def _constants(posterior: Posterior) -> dict[str, Tensor]:
+    """Frozen parameters and fixed buffers of the net: they belong to the answer as much as the draws do."""
     model = posterior.model
-    # Constants of the net (frozen parameters, fixed buffers) belong to the answer as much as the draws do.
     drawn = posterior.sources[0].last().keys() & dict(model.named_parameters()).keys()
-    constants = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items() if name not in drawn}
-    save_file(constants, path / "constants.safetensors")
-    manifest = {
+    return {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items() if name not in drawn}
+
+
+def _describe(posterior: Posterior, chains: list[dict[str, str]], constants: str) -> dict[str, Any]:
+    model = posterior.model
+    return {
         "format": "bayesnn-posterior",
         "version": VERSION,
         "dtype": str(next(iter(model.parameters())).dtype).removeprefix("torch."),
-        "chains": files,
+        "chains": chains,
+        "constants": constants,
         "prior": priors.to_config(model.prior),
         "likelihood": model.likelihood.config(),
         "bayesian": sorted(model.part) if model.part is not None else None,
@@ -49,7 +86,13 @@ def save(posterior: Posterior, path: Path) -> None:
         "info": posterior.info,
         "history": posterior.history,
     }
-    (path / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's or torch's as Python's own, which JSON takes."""
+    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.dim() == 0):
+        return value.item()
+    raise TypeError(f"Expected options that JSON can hold, got {type(value).__name__} {value!r}: give plain numbers.")
 
 
 def load(path: Path, net: nn.Module, prior: Any = None, likelihood: Any = None) -> Posterior:
@@ -71,7 +114,7 @@ def load(path: Path, net: nn.Module, prior: Any = None, likelihood: Any = None) 
     sources = [_source(path, chain) for chain in manifest["chains"]]
     for source in reversed(sources):
         model.load_state(source.last())
-    _load_constants(model, _tensors(path, "constants.safetensors"), set(sources[0].last()))
+    _load_constants(model, _tensors(path, _name(path, manifest.get("constants", CONSTANTS))), set(sources[0].last()))
     target = Standardize.from_dict(manifest["target"]) if manifest["target"] is not None else None
     return Posterior(model, sources, manifest["num_data"], target, manifest["history"], manifest["info"])
 
@@ -102,14 +145,20 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 def _source(path: Path, chain: Any) -> Source:
     kind, name = (chain.get("kind"), chain.get("file")) if isinstance(chain, dict) else (None, None)
-    # A name with a folder in it would read files from outside of the directory.
-    if kind not in SOURCES or not isinstance(name, str) or Path(name).name != name:
+    if kind not in SOURCES:
         raise _damaged(path / "manifest.json", f"a chain {chain!r}")
-    tensors = _tensors(path, name)
+    tensors = _tensors(path, _name(path, name))
     try:
         return SOURCES[kind].from_tensors(tensors)
     except (KeyError, ValueError, TypeError, StopIteration) as error:
-        raise _damaged(path / name, f"tensors that are not those of {kind!r}") from error
+        raise _damaged(path / str(name), f"tensors that are not those of {kind!r}") from error
+
+
+def _name(path: Path, name: Any) -> str:
+    """The name of a file; one with a folder in it would read from outside of the directory."""
+    if not isinstance(name, str) or Path(name).name != name:
+        raise _damaged(path / "manifest.json", f"a file {name!r}")
+    return name
 
 
 def _tensors(path: Path, name: str) -> dict[str, Tensor]:
