@@ -167,13 +167,33 @@ class BayesianModel(nn.Module):
         return torch.stack(terms).sum() if terms else zero
 
     def log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
-        """log p(y_i | x_i, w) of each row at the present weights, shape (batch,)."""
-        return self.likelihood.log_prob(self.net(x), y)
+        """log p(y_i | x_i, w) of each row at the present weights, shape (batch,).
+
+        Targets of another shape than the likelihood's are reshaped or refused, (batch, 1) taken as (batch,). Their
+        values are not checked: this is what every training step calls, on data that ``fit`` has checked.
+        """
+        outputs = self.net(x)
+        if y.shape != self.likelihood.target_shape(outputs):
+            y = self._checked(y, outputs)
+        return self.likelihood.log_prob(outputs, y)
 
     def log_joint(self, x: Tensor, y: Tensor, num_data: int | None = None) -> Tensor:
-        """log p(w) + (N / B) sum_i log p(y_i | x_i, w), shape (); ``num_data`` is N, the batch's own B by default."""
+        """log p(w) + (N / B) sum_i log p(y_i | x_i, w), shape (); ``num_data`` is N, the batch's own B by default.
+
+        Raises
+        ------
+        ValueError : ``y`` has another number of rows, shape, dtype or values than the likelihood takes.
+        """
         scale = (num_data if num_data is not None else len(x)) / len(x)
-        return self.log_prior() + scale * self.log_likelihood(x, y).sum()
+        outputs = self.net(x)
+        return self.log_prior() + scale * self.likelihood.log_prob(outputs, self._checked(y, outputs)).sum()
+
+    def _checked(self, y: Tensor, outputs: Tensor) -> Tensor:
+        """Targets in the form that the likelihood takes with these outputs, or a ValueError."""
+        y = self.likelihood.check_targets(y, 1 if outputs.dim() == 1 else outputs.shape[1])
+        if len(y) != len(outputs):
+            raise ValueError(f"Expected targets for {len(outputs)} inputs, got {len(y)}: give each its target.")
+        return y
 
     def pyro_model(self, x: Tensor, y: Tensor | None = None, num_data: int | None = None) -> Tensor:
         """The same model for Pyro: sample statements for the weights, then a plate over the rows.
@@ -181,7 +201,7 @@ class BayesianModel(nn.Module):
         Parameters
         ----------
         x : inputs (batch, ...).
-        y : targets, or None to sample them.
+        y : targets, or None to sample them. Their shape is checked as in :meth:`log_likelihood`.
         num_data : N when the batch is a part of the data: the plate scales the likelihood by N / B. By default
             the batch is the whole data.
 
@@ -196,6 +216,8 @@ class BayesianModel(nn.Module):
             priors[name] = normal_of_precision(tau, priors[name].event_shape)
         weights = {name: pyro.sample(name, prior) for name, prior in priors.items()}
         distribution = self.likelihood.distribution(functional_call(self, weights, (x,)))
+        if y is not None and y.shape != distribution.batch_shape:
+            y = self._checked(y, self.net(x))
         rows = torch.arange(len(x), device=x.device)  # given, so that Pyro draws no indices of its own
         with pyro.plate("data", size=num_data or len(x), subsample=rows):
             events = len(distribution.batch_shape) - 1

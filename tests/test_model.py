@@ -185,3 +185,59 @@ def test_the_rest_of_the_net_is_trained_and_has_no_noise(tmp_path) -> None:
 def test_a_part_that_is_not_there_is_refused(bayesian: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _part(bayesian)
+
+
+def _scalar_and_class_models() -> list[tuple[bnn.BayesianModel, torch.Tensor]]:
+    """(model of 6 rows of 4 features, its targets (6,)) for each likelihood."""
+    generator = torch.Generator().manual_seed(2)
+    real = torch.randn(6, generator=generator)
+    likelihoods = bnn.likelihoods
+    kinds = [
+        (likelihoods.Normal(scale=1.0), real),
+        (likelihoods.Normal(), real),
+        (likelihoods.Laplace(), real),
+        (likelihoods.StudentT(), real),
+        (likelihoods.LogNormal(), real.exp()),
+        (likelihoods.HeteroscedasticNormal(), real),
+        (likelihoods.Poisson(), real.exp().round()),
+        (likelihoods.Bernoulli(), (real > 0).float()),
+        (likelihoods.Categorical(), torch.arange(6) % 3),
+    ]
+    outputs = {"HeteroscedasticNormal": 2, "Categorical": 3}
+    return [
+        (bnn.BayesianModel(nn.Linear(4, outputs.get(type(likelihood).__name__, 1)), likelihood=likelihood), y)
+        for likelihood, y in kinds
+    ]
+
+
+def test_targets_in_a_column_are_the_targets_and_never_broadcast() -> None:
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(3))
+    for model, y in _scalar_and_class_models():
+        weights = {name: p.detach() for name, p in model.bayesian_parameters().items()}
+        conditioned = poutine.trace(poutine.condition(model.pyro_model, data=weights))
+        for log_prob in (
+            lambda y, model=model: model.log_likelihood(x, y),
+            lambda y, model=model: model.log_joint(x, y),
+            lambda y, conditioned=conditioned: conditioned.get_trace(x, y).log_prob_sum(),
+        ):
+            assert torch.equal(log_prob(y[:, None]), log_prob(y)), model.likelihood
+            for wrong in (y[:1], y[:, None].expand(6, 6), y[None]):  # all of which torch would broadcast
+                with pytest.raises(ValueError, match="Expected targets"):
+                    log_prob(wrong)
+
+
+def test_several_targets_are_held_to_their_number() -> None:
+    x, y = torch.randn(6, 4), torch.randn(6, 3)
+    for likelihood, outputs in ((bnn.likelihoods.Normal(scale=1.0), 3), (bnn.likelihoods.HeteroscedasticNormal(), 6)):
+        model = bnn.BayesianModel(nn.Linear(4, outputs), likelihood=likelihood)
+        assert model.log_likelihood(x, y).shape == (6,)
+        for wrong in (y[:, :1], y[:, 0], y[:1]):
+            with pytest.raises(ValueError, match="Expected targets"):
+                model.log_likelihood(x, wrong)
+
+
+def test_targets_without_a_density_are_refused_by_the_log_joint() -> None:
+    x, y = torch.randn(6, 4), -1.5 * torch.ones(6)
+    for likelihood in (bnn.likelihoods.Poisson(), bnn.likelihoods.LogNormal(scale=1.0), bnn.likelihoods.Bernoulli()):
+        with pytest.raises(ValueError, match="Expected"):
+            bnn.BayesianModel(nn.Linear(4, 1), likelihood=likelihood).log_joint(x, y)

@@ -48,6 +48,10 @@ class Likelihood(nn.Module, ABC):
     def check_targets(self, y: Tensor, num_outputs: int) -> Tensor:
         """``y`` in the form that ``log_prob`` takes, or a ValueError: expected, got, what to do."""
 
+    def target_shape(self, outputs: Tensor) -> torch.Size:
+        """Shape of the targets that ``log_prob`` takes with these outputs of the net."""
+        return scalar_shape(outputs.shape)
+
     def log_prob(self, outputs: Tensor, y: Tensor) -> Tensor:
         """log p(y | outputs), summed over a target's event dimensions, shape (batch,).
 
@@ -110,6 +114,11 @@ def _plain(value: Any) -> Any:
 def scalar_outputs(outputs: Tensor) -> Tensor:
     """(..., batch, 1) -> (..., batch): a net with one output has scalar targets."""
     return outputs.squeeze(-1) if outputs.dim() > 1 and outputs.shape[-1] == 1 else outputs
+
+
+def scalar_shape(shape: torch.Size) -> torch.Size:
+    """The shape that :func:`scalar_outputs` gives."""
+    return shape[:-1] if len(shape) > 1 and shape[-1] == 1 else shape
 
 
 def sum_events(log_prob: Tensor) -> Tensor:

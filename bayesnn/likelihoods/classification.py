@@ -38,6 +38,9 @@ class Categorical(Likelihood):
     def distribution(self, params: Params) -> Any:
         return dist.Categorical(logits=params["logits"], validate_args=False)
 
+    def target_shape(self, outputs: Tensor) -> torch.Size:
+        return outputs.shape[:-1]
+
     def log_prob(self, outputs: Tensor, y: Tensor) -> Tensor:
         return -F.cross_entropy(outputs, y, reduction="none")
 

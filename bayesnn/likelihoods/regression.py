@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayesnn.errors import positive
-from bayesnn.likelihoods.base import Likelihood, Params, real_targets, scalar_outputs, shaped_targets, sum_events
+from bayesnn.likelihoods.base import (
+    Likelihood,
+    Params,
+    real_targets,
+    scalar_outputs,
+    scalar_shape,
+    shaped_targets,
+    sum_events,
+)
 from bayesnn.likelihoods.noise import GammaPrecision, NoisePrior
 
 
@@ -147,6 +155,10 @@ class HeteroscedasticNormal(Likelihood):
 
     def distribution(self, params: Params) -> Any:
         return dist.Normal(params["loc"], params["scale"], validate_args=False)
+
+    def target_shape(self, outputs: Tensor) -> torch.Size:
+        *rows, num_outputs = outputs.shape
+        return scalar_shape(torch.Size((*rows, num_outputs // 2)))
 
     def check_targets(self, y: Tensor, num_outputs: int) -> Tensor:
         if num_outputs % 2:
