@@ -16,7 +16,8 @@ def unknown(kind: str, got: object, known: Iterable[str]) -> ValueError:
     """The error for a name that nobody knows, with the nearest one that is known."""
     known = sorted(known)
     by_lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(str(got).lower(), by_lower, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(str(got).lower(), by_lower, n=3, cutoff=0.4)
+    near.sort(key=lambda name: sorted(name) != sorted(str(got).lower()))  # letters in another order are a slip: sgdl
     hint = f"did you mean {by_lower[near[0]]!r}? " if near else ""
     return ValueError(f"Unknown {kind} {got!r}: {hint}Known: {', '.join(known)}.")
 

@@ -11,12 +11,12 @@ from typing import Any, Literal, get_args
 import torch
 
 from bayesnn.data.batches import Batches, Loader, Order
-from bayesnn.errors import DivergedError, at_least, unknown
+from bayesnn.errors import DivergedError, at_least, first_line, unknown
 from bayesnn.methods import MAP, METHODS, Method, Plan, Run
 from bayesnn.methods.base import reset_parameters
 from bayesnn.model import BayesianModel, State
 from bayesnn.posterior import Posterior
-from bayesnn.prepare import Task, prepare
+from bayesnn.prepare import Task, constant, prepare, try_net
 from bayesnn.progress import Progress
 from bayesnn.rng import Streams, isolated
 from bayesnn.source import Draws, Source
@@ -74,7 +74,8 @@ def fit(
     Returns
     -------
     Posterior
-        After Ctrl-C, what there is so far.
+        After Ctrl-C, or an error in mid-run, what there is so far, with a warning and ``info["interrupted"]``; where no
+        draw is kept and no chain is whole, the error itself (after Ctrl-C, the present weights).
 
     Raises
     ------
@@ -98,8 +99,9 @@ def fit(
         raise unknown("init", init, ("fresh", "net"))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("Expected at least one trainable parameter, got none: set requires_grad on some of the net's.")
-    model = model.copy().to(device)
-    task = prepare(model, data, validation, num_data, seed)
+    with torch.inference_mode(False):  # tensors made inside of inference_mode() could not be trained on
+        model = model.copy().to(device)
+        task = prepare(model, data, validation, num_data, seed)
     plan = _plan(method, task, batch_size, epochs, chains, order, init == "fresh")
     if model.hyperpriors and not method.infers_precisions:
         raise ValueError(
@@ -122,31 +124,38 @@ def fit(
         "steps": plan.steps, "round": init.info.get("round", 0) + 1 if isinstance(init, Posterior) else 0,
         "gradient_evaluations": [], "minibatch_noise": [], "seconds": [], "diverged": [], "interrupted": False,
     }  # fmt: skip
-    with Progress(progress, plan, chains * method.draw_bytes(model, plan)) as bar:
+    # Whoever calls fit inside of no_grad() or inference_mode() gets the same run.
+    with Progress(progress, plan, chains * method.draw_bytes(model, plan)) as bar, torch.inference_mode(False):
         for chain in range(chains):
-            streams = Streams(seed, chain, device, info["round"])
-            start = init.sources[chain % init.num_chains] if isinstance(init, Posterior) else None
-            copy = model.copy()
-            if init == "fresh":
-                with isolated(streams.fence):
-                    reset_parameters(copy)
-            worker = _Chain(chain, method.start(copy, plan, streams, start), plan, task, early_stopping, bar)
+            worker: _Chain | None = None
             began = time.perf_counter()
-            batches = task.batches(plan.batch_size, order, streams.shuffle)
-            worker.run(batches, method)
-            source = worker.result(batches)
-            if worker.interrupted and sources and not worker.kept:
-                source = None  # half trained, or still burning in: the chains before it are the answer
+            try:
+                streams = Streams(seed, chain, device, info["round"])
+                start = init.sources[chain % init.num_chains] if isinstance(init, Posterior) else None
+                copy = model.copy()
+                if init == "fresh":
+                    with isolated(streams.fence):
+                        reset_parameters(copy)
+                worker = _Chain(chain, method.start(copy, plan, streams, start), plan, task, early_stopping, bar)
+                batches = task.batches(plan.batch_size, order, streams.shuffle)
+                worker.run(batches, method)
+                source = worker.result(batches)
+            except (Exception, KeyboardInterrupt) as error:  # hours of work may lie behind: it is not to be lost
+                source = worker.rescue(batches, error, alone=not sources) if worker is not None else None
+                if source is None and not sources:
+                    raise
+                info["interrupted"] = True
+                warnings.warn(_stopped(error, chain, worker, len(sources)), stacklevel=2)
             if source is not None:
                 sources.append(source)
-            history.extend(worker.history)
-            info["gradient_evaluations"].append(worker.state.gradient_evaluations)
-            info["minibatch_noise"].append(worker.state.minibatch_noise)
-            info["seconds"].append(time.perf_counter() - began)
-            if worker.diverged_at is not None:
-                info["diverged"].append({"chain": chain, "step": worker.diverged_at})
-            if worker.interrupted:
-                info["interrupted"] = True
+            if worker is not None:
+                history.extend(worker.history)
+                info["gradient_evaluations"].append(worker.state.gradient_evaluations)
+                info["minibatch_noise"].append(worker.state.minibatch_noise)
+                info["seconds"].append(time.perf_counter() - began)
+                if worker.diverged_at is not None:
+                    info["diverged"].append({"chain": chain, "step": worker.diverged_at})
+            if info["interrupted"]:
                 break
     if not sources:
         first = info["diverged"][0]
@@ -176,55 +185,47 @@ class _Chain:
         self.kept: list[State] = []
         self.history: list[dict[str, Any]] = []
         self.diverged_at: int | None = None
-        self.interrupted = False
+        self._finishing = False
         self._best: tuple[float, int, dict[str, Any]] | None = None
-        self._steps = 0
+        self.steps = 0
         self._short = False
+        self._shapes = {task.row_shape}
 
     def run(self, batches: Batches | Loader, method: Method) -> None:
-        """All epochs, until the budget, the patience, the user or a NaN ends them."""
+        """All epochs, until the budget, the patience or a NaN ends them."""
         steps = self.plan.steps - self.state.schedule_from
         schedulers = [method.make_schedule(optimizer, steps) for optimizer in self.state.optimizers]
         self._schedulers = [scheduler for scheduler in schedulers if scheduler is not None]
-        try:
-            for block in _blocks(self.plan.epochs):
-                began = time.perf_counter()
-                with isolated(self.state.streams.fence):
-                    for epoch in block:
-                        loss = self._epoch(epoch, batches)
-                        if self.diverged_at is not None:
-                            break
-                if self.diverged_at is not None:
-                    warnings.warn(
-                        f"Chain {self.number} stopped: its loss became NaN or infinite at step {self.diverged_at}; "
-                        f"{len(self.kept)} draws are kept. {_calmer(method).capitalize()}.",
-                        stacklevel=3,
-                    )
-                    return
-                self._record(block[-1], loss, (time.perf_counter() - began) / len(block))
-                if self._exhausted(block[-1]):
-                    return
-        except ValueError as error:
-            if not self.kept:
-                raise
-            self.interrupted = True
-            warnings.warn(f"Stopped with {len(self.kept)} draws kept: {error}", stacklevel=3)
-        except KeyboardInterrupt:
-            self.interrupted = True
-            warnings.warn("Interrupted: the posterior holds what there is so far.", stacklevel=3)
+        for block in _blocks(self.plan.epochs):
+            began = time.perf_counter()
+            with isolated(self.state.streams.fence):
+                for epoch in block:
+                    loss = self._epoch(epoch, batches)
+                    if self.diverged_at is not None:
+                        break
+            if self.diverged_at is not None:
+                warnings.warn(
+                    f"Chain {self.number} stopped: its loss became NaN or infinite at step {self.diverged_at}; "
+                    f"{len(self.kept)} draws are kept. {_calmer(method).capitalize()}.",
+                    stacklevel=3,
+                )
+                return
+            self._record(block[-1], loss, (time.perf_counter() - began) / len(block))
+            if self._exhausted(block[-1]):
+                return
 
     def _epoch(self, epoch: int, batches: Batches | Loader) -> float:
         run, total, count = self.state, 0.0, 0
         run.begin_epoch(epoch, batches)
         for x, y in self._placed(batches):
             value = float(run.step(x, y))
-            self._steps += 1
+            self.steps += 1
             if not math.isfinite(value):
-                self.diverged_at = self._steps
+                self.diverged_at = self.steps
                 self._drop_broken()
                 return value
             self.kept.extend(run.draw())
-            if self._steps > run.schedule_from:
+            if self.steps > run.schedule_from:
                 for scheduler in self._schedulers:
                     scheduler.step()
             total += value
@@ -242,13 +243,19 @@ class _Chain:
     def _placed(self, batches: Batches | Loader) -> Any:
         if isinstance(batches, Batches):
             return batches
-        return (self._checked(*self.state.model.place(x, y)) for x, y in batches)
+        return (self._checked(*self.state.model.place(constant(x), constant(y))) for x, y in batches)
 
     def _checked(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A minibatch of a user's loader: what data in memory are held to before the run, one batch at a time."""
         for name, value in (("inputs", x), ("targets", y)):
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise ValueError(f"Expected finite {name}, got NaN or infinity in minibatch {self._steps + 1}.")
+                raise ValueError(f"Expected finite {name}, got NaN or infinity in minibatch {self.steps + 1}.")
+        if x.shape[1:] not in self._shapes:  # sequences may differ in length from one minibatch to the next
+            try:
+                try_net(self.state.model, x[:2])
+            except ValueError as error:
+                raise ValueError(f"In minibatch {self.steps + 1}: {error}") from error
+            self._shapes.add(x.shape[1:])
         return x, self.state.model.likelihood.check_targets(y, self.task.num_outputs)
 
     def _record(self, epoch: int, loss: float, seconds: float) -> None:
@@ -276,6 +283,7 @@ class _Chain:
 
     def result(self, batches: Batches | Loader) -> Source | None:
         """The chain's source: the distribution it ends in, or its draws; None where a NaN left nothing."""
+        self._finishing = True
         self._drop_broken()
         if self._best is not None:
             self.state.load_state_dict(self._best[2])
@@ -285,9 +293,31 @@ class _Chain:
             source = self.state.finish(batches)
         source = source or Draws.stack(self.kept or self.state.snapshot())
         if not all(bool(torch.isfinite(value).all()) for value in source.last().values()):
-            self.diverged_at = self._steps  # the very last step broke it: no loss came after to show it
+            self.diverged_at = self.steps  # the very last step broke it: no loss came after to show it
             return None
         return source
+
+    def rescue(self, batches: Batches | Loader, error: BaseException, alone: bool) -> Source | None:
+        """What ``error`` leaves: the draws kept; after Ctrl-C, where no chain is whole (``alone``), the present state.
+
+        Half trained or still burning in, a chain beside whole ones leaves nothing: they are the answer.
+        """
+        try:
+            if not self._finishing and (self.kept or (alone and isinstance(error, KeyboardInterrupt))):
+                return self.result(batches)
+        except (Exception, KeyboardInterrupt):  # it failed a second time; what is kept needs no more work
+            pass
+        self._drop_broken()
+        return Draws.stack(self.kept) if self.kept else None
+
+
+def _stopped(error: BaseException, chain: int, worker: _Chain | None, whole: int) -> str:
+    """The warning after an error in mid-run."""
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted: the posterior holds what there is so far."
+    step, kept = (worker.steps, len(worker.kept)) if worker is not None else (0, 0)
+    beside = f" beside {whole} whole chain{'s' * (whole > 1)}" if whole else ""
+    return f"Stopped in chain {chain} at step {step} with {kept} draws kept{beside}: {first_line(error)}"
 
 
 def _blocks(epochs: int) -> Iterator[range]:

@@ -31,6 +31,7 @@ class Task:
     num_outputs : outputs of the net for one input.
     random_net : whether the net in train mode draws random numbers of its own.
     batch_rows : rows of a loader's first minibatch; None in memory.
+    row_shape : shape of one input, in a loader that of its first minibatch.
     """
 
     x: Tensor | None
@@ -42,6 +43,7 @@ class Task:
     num_outputs: int
     random_net: bool
     batch_rows: int | None = None
+    row_shape: tuple[int, ...] = ()
 
     def batches(self, batch_size: int | None, order: Order, shuffle: torch.Generator) -> Batches | Loader:
         """Minibatches in memory by indexing, or the user's own loader."""
@@ -67,10 +69,11 @@ def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | No
             raise ValueError("Expected validation=(x, y) beside a loader, got a share: a loader cannot be split.")
         with isolated(generator(seed)):  # a DataLoader takes a seed from torch's global generator
             x, y = next(loader.peek())
-        x, y = model.place(x, y)
+        x, y = model.place(constant(x), constant(y))
         _, outputs = _check(model, x, y)
         held_out = _checked_validation(model, _as_data(validation)) if validation is not None else None
-        return Task(None, None, loader, held_out, None, loader.num_data, outputs, _is_random(model, x), len(x))
+        random_net = _is_random(model, x)
+        return Task(None, None, loader, held_out, None, loader.num_data, outputs, random_net, len(x), x.shape[1:])
 
     train = _as_data(data)
     if num_data is not None:
@@ -92,10 +95,12 @@ def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | No
     if train.target is not None:  # in the data's own dtype: 1e9 + [0, 1] has two values in float64 and one in float32
         train = replace(train, y=train.target.forward(train.y))
     placed = _placed(train, model)
-    y, outputs = _check(model, placed.x, placed.y)
+    x = placed.x
+    y, outputs = _check(model, x, placed.y)
     if held_out is not None:
         held_out = _checked_validation(model, held_out, own_units=train.target is not None)
-    return Task(placed.x, y, None, held_out, train.target, len(train), outputs, _is_random(model, placed.x))
+    random_net = _is_random(model, x)
+    return Task(x, y, None, held_out, train.target, len(train), outputs, random_net, row_shape=x.shape[1:])
 
 
 def _checked_validation(model: BayesianModel, held_out: bd.Data, own_units: bool = False) -> bd.Data:
@@ -109,14 +114,19 @@ def _checked_validation(model: BayesianModel, held_out: bd.Data, own_units: bool
 
 
 def _as_data(data: Any) -> bd.Data:
-    if isinstance(data, bd.Data):
-        return data
     if isinstance(data, (tuple, list)) and len(data) == 2:
-        return bd.Data.of(*data)
+        data = bd.Data.of(*data)
+    if isinstance(data, bd.Data):
+        return replace(data, x=constant(data.x), y=constant(data.y))
     raise TypeError(
         f"Expected data as bayesnn.data.Data, (x, y) or a loader of (x, y), got {type(data).__name__}: "
         "pass one of these."
     )
+
+
+def constant(tensor: Tensor) -> Tensor:
+    """The user's tensor cut off from the graph it came from: no gradient of ours shall reach it."""
+    return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
 
 
 def _placed(data: bd.Data, model: BayesianModel) -> bd.Data:
@@ -126,15 +136,23 @@ def _placed(data: bd.Data, model: BayesianModel) -> bd.Data:
 
 def _check(model: BayesianModel, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
     """Run two rows through a copy of the net, and hold the targets against its outputs: (targets, outputs)."""
-    probe, rows = model.copy().eval(), x[:2]
+    outputs = try_net(model, x[:2])
+    width = 1 if outputs.dim() == 1 else int(outputs.shape[1])
+    (targets,) = model.place(model.likelihood.check_targets(y, width))
+    return targets, width
+
+
+def try_net(model: BayesianModel, rows: Tensor) -> Tensor:
+    """The outputs of a copy of the net for ``rows``; ValueError where it does not take them, or gives no matrix."""
+    probe = model.copy().eval()
     with torch.no_grad(), isolated(generator(0)):
         try:
             outputs = probe.net(rows)
-        except (RuntimeError, IndexError, TypeError) as error:
+        except Exception as error:  # a net is the user's own code, and may raise anything
             dtype = next(iter(model.parameters())).dtype
             raise ValueError(
-                f"Expected a net that takes inputs of shape (batch, {', '.join(map(str, x.shape[1:]))}) and {x.dtype}, "
-                f"got from the net (its weights are {dtype}): {first_line(error)}"
+                f"Expected a net that takes inputs of shape (batch, {', '.join(map(str, rows.shape[1:]))}) and "
+                f"{rows.dtype}, got from the net (its weights are {dtype}): {first_line(error)}"
             ) from error
     if not isinstance(outputs, Tensor) or outputs.dim() not in (1, 2) or len(outputs) != len(rows):
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
@@ -142,9 +160,7 @@ def _check(model: BayesianModel, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
             f"Expected a net with outputs of shape (batch, outputs) = ({len(rows)}, ...), got {got}: "
             "flatten its outputs."
         )
-    width = 1 if outputs.dim() == 1 else int(outputs.shape[1])
-    (targets,) = model.place(model.likelihood.check_targets(y, width))
-    return targets, width
+    return outputs
 
 
 def _is_random(model: BayesianModel, x: Tensor) -> bool:

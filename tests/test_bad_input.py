@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import bayesnn as bnn
 from bayesnn import likelihoods
 from bayesnn.data import Data, Standardize
+from bayesnn.data.batches import Loader
+from bayesnn.methods import laplace
 
 N = 20
 X = torch.linspace(-1, 1, 2 * N).reshape(N, 2)
@@ -251,7 +253,7 @@ def test_a_batch_larger_than_the_data_takes_all_of_them():
 
 @pytest.mark.parametrize("name", ["mean-field", "Sgld ", "mapp", "something else entirely"])
 def test_unknown_methods_list_the_known_ones(name):
-    with pytest.raises(ValueError, match="Known: .*GibbsLinear, HMC, IVON, Laplace, .*MAP, MCDropout, MCLMC, MeanFieldVI"):
+    with pytest.raises(ValueError, match=r"Known: .*GibbsLinear, HMC, IVON, Laplace, .*MAP, MCDropout, MCLMC"):
         fit(method=name)
 
 
@@ -390,6 +392,131 @@ def test_ctrl_c_with_early_stopping_goes_back_to_the_best_epoch():
     assert posterior.history[-1]["epoch"] == 8
     best = min(row["val_nll"] for row in posterior.history)
     assert -float(posterior.predict(X).log_prob(Y).mean()) == pytest.approx(best, rel=1e-5)
+
+
+def wrong_width():
+    return X[:4, :1], Y[:4]
+
+
+def three_items():
+    return X[:4], Y[:4], Y[:4]
+
+
+def nan_batch():
+    return with_bad(X[:4], math.nan), Y[:4]
+
+
+def no_file():
+    raise OSError("images/17.png is gone\nand more")
+
+
+def ctrl_c():
+    raise KeyboardInterrupt
+
+
+class BadLate:
+    """Minibatches of four rows, of which number ``at``, counted from 1 over all epochs, is bad."""
+
+    def __init__(self, bad, at):
+        self.bad, self.at, self.count = bad, at, 0
+
+    def __iter__(self):
+        for rows in torch.arange(N).split(4):
+            self.count += 1
+            yield self.bad() if self.count == self.at + 1 else (X[rows], Y[rows])  # fit looks at the first one
+
+    def fit(self, method, **options):
+        return fit(data=Loader(self, N, steps_per_epoch=5), method=method, **options)
+
+
+BAD = [
+    (wrong_width, r"In minibatch 43: Expected a net that takes inputs of shape \(batch, 1\)"),
+    (three_items, r"Loader: expected minibatches \(x, y\) of two tensors, got 3 items"),
+    (nan_batch, "Expected finite inputs, got NaN or infinity in minibatch 43"),
+    (no_file, "images/17.png is gone$"),
+    (ctrl_c, "Interrupted: the posterior holds what there is so far"),
+]
+by_name = lambda value: getattr(value, "__name__", "")  # noqa: E731
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD, ids=by_name)
+def test_a_bad_minibatch_late_in_a_run_loses_no_draw(bad, message):
+    method = bnn.SGLD(lr=0.1, warm_up=0.0, burn_in=0.0, thin=10)
+    with pytest.warns(UserWarning, match=message) as record:
+        posterior = BadLate(bad, 43).fit(method, epochs=20, chains=2)
+    if bad is not ctrl_c:
+        assert str(record[0].message).startswith("Stopped in chain 0 at step 42 with 4 draws kept: ")
+    assert record[0].filename == __file__
+    assert posterior.num_draws == [4]
+    assert posterior.info["interrupted"] is True
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD, ids=by_name)
+def test_a_bad_minibatch_in_a_later_chain_loses_no_net_of_an_ensemble(bad, message):
+    with pytest.warns(UserWarning, match=message.replace("43", "3")) as record:
+        posterior = BadLate(bad, 23).fit(bnn.MAP(), epochs=2, chains=4)
+    if bad is not ctrl_c:
+        assert str(record[0].message).startswith(
+            "Stopped in chain 2 at step 2 with 0 draws kept beside 2 whole chains:"
+        )
+    same_weights(posterior, BadLate(bad, math.inf).fit(bnn.MAP(), epochs=2, chains=2))
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD[:4], ids=by_name)
+def test_with_nothing_kept_the_error_is_raised(bad, message):
+    with pytest.raises((ValueError, TypeError, OSError)):
+        BadLate(bad, 8).fit(bnn.MAP(), epochs=2, chains=3)
+
+
+def test_ctrl_c_while_a_chain_finishes_keeps_those_before_it(monkeypatch):
+    finish, calls = laplace._LaplaceRun.finish, []
+
+    def pressed(run, batches):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return finish(run, batches)
+
+    monkeypatch.setattr(laplace._LaplaceRun, "finish", pressed)
+    with pytest.warns(UserWarning, match="Interrupted"):
+        posterior = fit(method=bnn.Laplace(), chains=3)
+    assert posterior.num_chains == 2
+    assert len(calls) == 3  # a pass over the data that the user ended is not begun anew
+    calls[:] = [1, 1]
+    with pytest.raises(KeyboardInterrupt):
+        fit(method=bnn.Laplace())
+
+
+def test_inputs_may_differ_in_length_where_the_net_takes_them():
+    class Mean(nn.Linear):
+        def forward(self, x):
+            return super().forward(torch.stack((x.mean(1), x.amax(1)), 1))
+
+    batches = [(torch.rand(4, length), torch.rand(4)) for length in (3, 5, 4)]
+    posterior = fit(model_of(Mean(2, 1)), Loader(batches, 12))
+    assert posterior.info["interrupted"] is False
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda mode: mode.__name__)
+@pytest.mark.parametrize("method", [bnn.MAP(), bnn.SGLD(draws=3), bnn.MeanFieldVI()], ids=lambda m: type(m).__name__)
+def test_fit_inside_of_no_grad_is_the_same_fit(mode, method):
+    expected = fit(method=method)
+    with mode():
+        posterior = fit(model_of(nn.Linear(2, 1)), (X.clone(), Y.clone()), method)
+        batches = [(X.clone(), Y.clone())]
+        fit(data=Loader(batches, N), method=method)
+    same_weights(posterior, expected)
+
+
+def test_no_gradient_reaches_the_users_own_tensors():
+    scale = torch.ones((), requires_grad=True)
+    x, y = X * scale, Y.clone().requires_grad_()
+    x.retain_grad()
+    for data in ((x, y), Loader([(x, y)], N), Data(x, y, target=Standardize.fit(Y))):
+        fit(data=data, validation=None if isinstance(data, Loader) else 0.2)
+    assert scale.grad is None
+    assert x.grad is None
+    assert y.grad is None
 
 
 @pytest.mark.parametrize("target", [lists, np.asarray, lambda y: y.double()], ids=["list", "numpy", "float64"])
