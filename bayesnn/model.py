@@ -8,6 +8,8 @@ A minibatch of B of the N rows estimates the sum by (N / B) times its own: the m
 from __future__ import annotations
 
 import copy
+import itertools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -21,7 +23,7 @@ from torch.func import functional_call
 
 from bayesnn.errors import unknown
 from bayesnn.likelihoods import Likelihood
-from bayesnn.priors import Layerwise, PriorRule, normal_of_precision
+from bayesnn.priors import Layerwise, Prior, PriorRule, normal_of_precision
 
 State = dict[str, Tensor]
 Part = str | Sequence[str] | Callable[[str, Tensor, nn.Module], bool] | None
@@ -90,6 +92,13 @@ class BayesianModel(nn.Module):
         self.part = select_part(net, bayesian)
         self.precisions = nn.Module()
         self._set_priors()
+        if isinstance(self.prior, Prior) and (lost := self.prior.unmatched(net)):
+            names = ", ".join(name for name, _ in itertools.islice(net.named_parameters(), 4))
+            warnings.warn(
+                f"Expected every rule of the prior to meet a parameter, got none for {lost[0]!r}: names in this net are "
+                f"{names}, ...",
+                stacklevel=2,
+            )
 
     def _set_priors(self) -> None:
         owners = {

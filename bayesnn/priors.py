@@ -46,6 +46,10 @@ class Prior(ABC):
     def distribution(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
         """The distribution of ``parameter`` (event shape = its shape), or None for a deterministic one."""
 
+    def unmatched(self, net: nn.Module) -> list[str]:
+        """Rules of this prior that no parameter of ``net`` meets: a misspelt one would be silently without effect."""
+        return []
+
     def config(self) -> dict[str, Any]:
         """The prior as JSON: ``from_config(prior.config())`` gives an equal one; a user's own is a name only."""
         if type(self) not in _KINDS.values():
@@ -293,6 +297,11 @@ class ByName(Prior):
                 return _named(prior, name, parameter, module)
         return None if self.default is None else self.default(name, parameter, module)
 
+    def unmatched(self, net: nn.Module) -> list[str]:
+        names = [name for name, _ in net.named_parameters()]
+        lost = [pattern for pattern in self.rules if not any(fnmatchcase(name, pattern) for name in names)]
+        return lost + (self.default.unmatched(net) if isinstance(self.default, Prior) else [])
+
     def config(self) -> dict[str, Any]:
         rules = {pattern: to_config(prior) for pattern, prior in self.rules.items()}
         return {"kind": "ByName", "rules": rules, "default": to_config(self.default)}
@@ -320,6 +329,11 @@ class ByType(Prior):
             if cls.__name__ in rules:
                 return _named(rules[cls.__name__], name, parameter, module)
         return None if self.default is None else self.default(name, parameter, module)
+
+    def unmatched(self, net: nn.Module) -> list[str]:
+        known = {cls.__name__ for module in net.modules() for cls in type(module).__mro__}
+        lost = [name for name in map(_class_name, self.rules) if name not in known]
+        return lost + (self.default.unmatched(net) if isinstance(self.default, Prior) else [])
 
     def config(self) -> dict[str, Any]:
         rules = {_class_name(key): to_config(prior) for key, prior in self.rules.items()}

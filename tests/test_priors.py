@@ -248,3 +248,17 @@ def test_a_prior_of_the_wrong_shape_says_how_to_make_it_right():
     with pytest.raises(ValueError, match=r"event shape \(2, 1, 3, 3\), got \(\): use .expand") as error:
         model_with(lambda name, parameter, module: dist.Normal(0.0, 1.0))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("prior", "lost"),
+    [
+        (priors.ByName({"haed.*": None}), "haed"),
+        (priors.ByName({"net.features.*": None}), "net.features"),
+        (priors.ByType({"Lineer": None}), "Lineer"),
+        (priors.ByName({"*": priors.Normal()}, default=priors.ByType({"Lineer": None})), "Lineer"),
+    ],
+)
+def test_a_rule_that_meets_no_parameter_is_named(prior, lost):
+    with pytest.warns(UserWarning, match=f"got none for '{lost}"):
+        model_with(prior)
