@@ -95,7 +95,7 @@ class BayesianModel(nn.Module):
         if isinstance(self.prior, Prior) and (lost := self.prior.unmatched(net)):
             names = ", ".join(name for name, _ in itertools.islice(net.named_parameters(), 4))
             warnings.warn(
-                f"Expected every rule of the prior to meet a parameter, got none for {lost[0]!r}: names in this net are "
+                f"Expected every rule of the prior to meet a parameter, got none for {lost[0]!r}: the net's names are "
                 f"{names}, ...",
                 stacklevel=2,
             )

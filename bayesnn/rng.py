@@ -30,11 +30,13 @@ def generator(seed: int, *key: int, device: torch.device | str = "cpu") -> torch
 def isolated(stream: torch.Generator) -> Iterator[None]:
     """Run with torch's global generator replaced by ``stream``; afterwards both have their own states back.
 
-    It is the generator of the stream's device, the CPU or one GPU. The lock keeps two threads from restoring each
-    other's states. ``stream`` advances by what was used inside.
+    It is the generator of the stream's device, the CPU or one GPU; with a GPU's, the CPU's is seeded from it. The lock
+    keeps two threads from restoring each other's states. ``stream`` advances by what was used inside.
     """
     if stream.device.type == "cuda":
+        seed = int(torch.randint(2**62, (), generator=stream, device=stream.device))
         with _global_state, torch.random.fork_rng(devices=[stream.device]):
+            torch.default_generator.manual_seed(seed)
             torch.cuda.set_rng_state(stream.get_state(), stream.device)
             try:
                 yield
@@ -61,13 +63,14 @@ class Streams:
     shuffle : torch.Generator
         The order of the data.
     fence : torch.Generator
-        What stands in for torch's global generator (:func:`isolated`): initialisation, dropout.
+        What stands in for torch's global generator (:func:`isolated`): initialisation, dropout; on the chain's device.
     """
 
     def __init__(self, seed: int, chain: int, device: torch.device | str = "cpu", round: int = 0) -> None:
         self.noise = generator(seed, chain, 0, round, device=device)
         self.shuffle = generator(seed, chain, 1, round)
-        self.fence = generator(seed, chain, 2, round)
+        on_gpu = torch.device(device).type == "cuda"
+        self.fence = generator(seed, chain, 2, round, device=device if on_gpu else "cpu")
 
     def state_dict(self) -> dict[str, Any]:
         return {purpose: getattr(self, purpose).get_state() for purpose in _PURPOSES}

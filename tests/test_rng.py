@@ -173,3 +173,22 @@ def test_samples_go_by_their_own_seed():
     first = posterior.predict(X).sample(3, seed=2)
     torch.manual_seed(2)
     assert torch.equal(posterior.predict(X).sample(3, seed=2), first)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_fence_on_a_gpu_rules_both_generators() -> None:
+    """Initial weights are drawn where the net lies, Pyro's numbers on the CPU: the seed decides both."""
+    before = torch.random.get_rng_state(), torch.cuda.get_rng_state()
+
+    def drawn() -> list[list[float]]:
+        streams, found = Streams(0, 0, "cuda"), []
+        for _ in range(2):
+            with isolated(streams.fence):
+                found.append([float(torch.randn((), device="cuda")), float(torch.randn(()))])
+        return found
+
+    first = drawn()
+    assert first == drawn()
+    assert first[0] != first[1]
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    assert torch.equal(before[1], torch.cuda.get_rng_state())
