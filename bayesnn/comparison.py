@@ -49,7 +49,7 @@ class Fitted:
 
 @dataclass
 class Comparison:
-    """What :func:`bayesnn.compare` returns.
+    """What :func:`bayesnn.compare.compare` returns.
 
     Attributes
     ----------

@@ -8,7 +8,7 @@ from typing import Any
 from bayesnn.methods import Plan
 
 LONG_SECONDS = 30.0
-_TIMED_FROM, _TIMED_TO = 5, 25
+TIMED_SECONDS = 2.0
 
 
 def format_seconds(seconds: float) -> str:
@@ -33,7 +33,8 @@ class Progress:
 
     def __init__(self, enabled: bool, plan: Plan, result_bytes: int) -> None:
         self._plan, self._bytes, self._bar = plan, result_bytes, None
-        self._steps, self._began = 0, 0.0
+        self._steps, self._began, self._timing = 0, time.perf_counter(), enabled
+        self._warm = False
         self._shown: dict[str, str] = {}
         if enabled:
             from tqdm.auto import tqdm
@@ -51,15 +52,21 @@ class Progress:
         """One step was taken; ``loss`` is shown whenever the bar is drawn anew, a few times a second."""
         if self._bar is None:
             return
-        if self._steps < _TIMED_TO:
-            self._steps += 1
-            if self._steps == _TIMED_FROM:
-                self._began = time.perf_counter()
-            elif self._steps == _TIMED_TO:
-                self._announce((time.perf_counter() - self._began) / (_TIMED_TO - _TIMED_FROM))
+        if self._timing:
+            self._time()
         if self._bar.update():
             self._shown["loss"] = f"{loss:.4g}"
             self._bar.set_postfix(self._shown)
+
+    def _time(self) -> None:
+        """The forecast: by time, because a run may be of few long steps. The first one warms up, unless it is long."""
+        now = time.perf_counter()
+        self._steps += 1
+        if now - self._began >= TIMED_SECONDS:
+            self._timing = False
+            self._announce((now - self._began) / self._steps)
+        elif not self._warm:
+            self._warm, self._steps, self._began = True, 0, now
 
     def _announce(self, seconds_a_step: float) -> None:
         seconds = seconds_a_step * self._plan.chains * self._plan.steps

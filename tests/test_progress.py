@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -49,3 +50,25 @@ def test_off_it_writes_nothing(screen):
         bar.step(1.0)
         bar.epoch({"chain": 0, "epoch": 0, "loss": 1.0})
     assert screen.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "epochs", "forecast"),
+    [
+        ([10.0], 2, "about 3 min 20 s for 1 chains x 2 epochs x 10 steps"),  # one long step tells
+        ([1.0, *[0.5] * 4], 20, "about 1 min 40 s"),  # the first step warms up and does not count
+        ([0.5, *[0.5] * 4], 2, None),  # 10 s: not long
+        ([0.5], 2000, None),  # too early to tell
+    ],
+    ids=["one long step", "warm-up", "short run", "one short step"],
+)
+def test_the_forecast_goes_by_time_and_not_by_steps(seconds, epochs, forecast, screen, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("bayesnn.progress.time.perf_counter", lambda: now[0])
+    with Progress(True, replace(plan(), epochs=epochs), 10) as bar:
+        for step in seconds:
+            now[0] += step
+            bar.step(1.0)
+    written = screen.getvalue()
+    assert (forecast in written) if forecast else "about" not in written
+    assert written.count("about") <= 1
