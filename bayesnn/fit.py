@@ -82,7 +82,11 @@ def fit(
     ValueError, TypeError : arguments or data that cannot be; one line that says what was expected.
     DivergedError : the loss of every chain became NaN before a draw was kept.
     """
-    method = _method(method)
+    if not isinstance(model, BayesianModel):
+        raise TypeError(
+            f"Expected a BayesianModel, got {_kind(model)}: wrap it, BayesianModel(net, prior, likelihood)."
+        )
+    method, device = _method(method), _device(device)
     seed = at_least("seed", seed, 0)
     chains = at_least("chains", chains if chains is not None else method.default_chains, 1)
     if batch_size is not None:
@@ -336,6 +340,21 @@ def _calmer(method: Method) -> str:
     return "lower lr" if method.lr is None else f"lower lr (now {method.lr})"
 
 
+def _kind(model: Any) -> str:
+    return f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """The device, if there is such a one here."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        known = "'cpu' or 'cuda'" if torch.cuda.is_available() else "'cpu', for torch finds no GPU here"
+        raise ValueError(f"Expected a device that is here, got {str(device)!r}: use {known}.") from error
+    return found
+
+
 def _method(method: Method | type[Method] | str | None) -> Method:
     if method is None:
         return MAP()
@@ -381,7 +400,7 @@ def _warn_if_alike(model: BayesianModel, seed: int) -> None:
     fresh = []
     for chain in (0, 1):
         copy = model.copy()
-        with isolated(Streams(seed, chain).fence):
+        with isolated(Streams(seed, chain, next(model.parameters()).device).fence):
             reset_parameters(copy)
         fresh.append(dict(copy.net.named_parameters()))
     alike = [

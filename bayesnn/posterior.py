@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from bayesnn.data.dataset import as_inputs
-from bayesnn.errors import at_least
+from bayesnn.errors import at_least, first_line
 from bayesnn.model import BayesianModel, State
 from bayesnn.predictive import Predictive
 from bayesnn.priors import Independent
-from bayesnn.rng import generator
+from bayesnn.rng import generator, isolated
 from bayesnn.source import NormalSource, Source
 
 if TYPE_CHECKING:
@@ -214,7 +214,24 @@ class Posterior:
             raise ValueError(f"Expected at least one input, (batch, ...), got shape {tuple(inputs.shape)}: give rows.")
         if inputs.is_floating_point() and not torch.isfinite(inputs).all():
             raise ValueError("Expected finite inputs, got NaN or infinity: clean them first.")
+        self._try(inputs)
         return inputs
+
+    @torch.no_grad()
+    def _try(self, inputs: Tensor) -> None:
+        """Raise in one line where the net does not take such inputs: two rows, as one may pass for elements."""
+        rows = inputs[:2]
+        try:
+            with isolated(generator(0)):
+                outputs = self.model.net(rows)
+            fault = None if outputs.dim() in (1, 2) and len(outputs) == len(rows) else f"outputs {tuple(outputs.shape)}"
+        except Exception as error:  # a net is the user's own code, and may raise anything
+            fault = first_line(error)
+        if fault is not None:
+            raise ValueError(
+                f"Expected inputs of the shape that the net was fitted to, got {tuple(inputs.shape)} and "
+                f"{inputs.dtype}: {fault}"
+            )
 
 
 def _iterate(source: Source, count: int, seed: int, chain: int, device: torch.device) -> Iterator[State]:

@@ -59,6 +59,35 @@ MISTAKES = {
         lambda: fit(data=(X.long(), Y)),
         "Expected a net that takes inputs .*torch.int64.*weights are torch.float32",
     ),
+    **{
+        f"net that raises {error.__name__}": (
+            lambda error=error: fit(model_of(Raises(error))),
+            rf"takes inputs of shape \(batch, 2\).*got from the net .*: {error.__name__}",
+        )
+        for error in (AssertionError, AttributeError, KeyError, NotImplementedError)
+    },
+    "net that raises in training alone": (
+        lambda: fit(model_of(Raises(AssertionError, training=True))),
+        "Expected a net that trains on 20 rows, got: AssertionError",
+    ),
+    "predict: rows without an axis": (
+        lambda: fit(model_of(nn.Linear(1, 1)), (X[:, :1], Y)).predict(X[:, 0]),
+        r"Expected inputs of the shape that the net was fitted to, got \(20,\) and torch.float32: mat1",
+    ),
+    "predict: an axis too many": (
+        lambda: fit().predict(X.reshape(5, 4, 2)),
+        r"Expected inputs of the shape .* got \(5, 4, 2\) and torch.float32: outputs \(2, 4, 1\)",
+    ),
+    "device that nobody knows": (lambda: fit(device="cudaa"), "Expected a device that is here, got 'cudaa': use 'cpu'"),
+    "GPU that is not there": (
+        lambda: fit(device="cuda:77"),
+        "Expected a device that is here, got 'cuda:77': use 'cpu'",
+    ),
+    "net alone": (
+        lambda: fit(nn.Linear(2, 1)),
+        r"Expected a BayesianModel, got Linear: wrap it, BayesianModel\(net, prior, likelihood\)",
+    ),
+    "class in place of a model": (lambda: fit(nn.Linear), "Expected a BayesianModel, got the class Linear: wrap it"),
     "net that fails in silence": (lambda: fit(model_of(Silent())), "got from the net .*: RuntimeError"),
     "fewer targets": (lambda: fit(data=(X, Y[:-1])), r"expected as many rows in y as in x \(20\), got 19: one target"),
     "two targets, one output": (
@@ -205,6 +234,17 @@ MISTAKES = {
         "Expected a state of the net's own parameters, got 0 unknown and 1 missing names",
     ),
 }
+
+
+class Raises(nn.Linear):
+    def __init__(self, error, training=False):
+        super().__init__(2, 1)
+        self.error, self.only_in_training = error, training
+
+    def forward(self, x):
+        if self.training or not self.only_in_training:
+            raise self.error
+        return super().forward(x)
 
 
 class Silent(nn.Linear):
