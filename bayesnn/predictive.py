@@ -2,8 +2,8 @@
 
     p(y | x, D) = 1/S sum_s p(y | x, w_s)
 
-Quantities are computed in blocks of inputs, so that memory does not grow with inputs times draws; where all fits into
-one block its outputs are kept, and every further quantity is free of forward passes.
+Quantities are computed in blocks of inputs, so that memory does not grow with inputs times draws; where the outputs for
+all inputs fit into BLOCK_BYTES they are kept, and every further quantity is free of forward passes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from bayesnn.likelihoods.base import Params
 from bayesnn.model import BayesianModel, State
 from bayesnn.rng import generator, isolated
 
-BLOCK_BYTES = 256 * 2**20
+BLOCK_BYTES = (
+    32 * 2**20
+)  # at most, for a block with all that is computed from it; and as much for outputs that are kept
+COPIES = 10  # in float64, of a block's parameters: how much the hungriest quantity holds at a time
 
 
 class Predictive:
@@ -57,7 +60,7 @@ class Predictive:
         self._model, self._chains, self._counts, self._x = model, chains, tuple(counts), x
         self._models = models or [model] * len(chains)
         self._target, self._batch_size = target, at_least("batch_size", batch_size, 1)
-        self._block: Params | None = None
+        self._kept: list[tuple[slice, Params]] = []
         self._summary: dict[str, Tensor] = {}
         self._no_uncertainty: ValueError | None = None
 
@@ -252,9 +255,10 @@ class Predictive:
 
     def _blocks(self) -> Iterator[tuple[slice, Params]]:
         """(rows, parameters of the targets' distribution, each (draw, row, ...)), block after block."""
-        if self._block is not None:
-            yield slice(0, len(self._x)), self._block
+        if self._kept:
+            yield from self._kept
             return
+        blocks, kept = [], self._keeps()
         rows = self._block_rows()
         for start in range(0, len(self._x), rows):
             params = self._outputs(self._x[start : start + rows])
@@ -263,16 +267,27 @@ class Predictive:
                 params = {key: value.double() for key, value in params.items()}
                 constants = self._target.mean.to(params["loc"]), self._target.std.to(params["loc"])
                 params = self._model.likelihood.to_units(params, *constants)
-            if rows >= len(self._x):
-                self._block = params
-            yield slice(start, start + rows), params
+            block = slice(start, start + rows), params
+            if kept:
+                blocks.append(block)
+            yield block
+        self._kept = blocks
 
     @torch.no_grad()
+    def _numbers(self) -> tuple[int, int]:
+        """How many parameters of the targets' distribution one input has over all draws, and their bytes."""
+        params = self._model.likelihood.params(self._first_outputs()).values()
+        size = 8 if self._target is not None else max(value.element_size() for value in params)
+        numbers = max(1, sum(value.numel() for value in params)) * self.num_draws
+        return numbers, numbers * size
+
     def _block_rows(self) -> int:
-        """Inputs whose outputs over all draws fill at most BLOCK_BYTES."""
-        params = self._model.likelihood.params(self._first_outputs())
-        per_input = sum(value.element_size() * value.numel() for value in params.values())
-        return max(1, BLOCK_BYTES // (max(per_input, 1) * self.num_draws))
+        """Inputs whose outputs over all draws, with the temporaries of any quantity, fill at most BLOCK_BYTES."""
+        return max(1, BLOCK_BYTES // (self._numbers()[0] * COPIES * 8))
+
+    def _keeps(self) -> bool:
+        """Whether the outputs for all inputs fit into BLOCK_BYTES."""
+        return len(self._x) * self._numbers()[1] <= BLOCK_BYTES
 
     @torch.no_grad()
     def _outputs(self, x: Tensor) -> Params:

@@ -1,4 +1,5 @@
 import math
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -7,6 +8,7 @@ import torch
 from scipy import optimize, special, stats
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import bayesnn as bnn
 from bayesnn import likelihoods, predictive
@@ -293,7 +295,7 @@ def test_blocks_do_not_change_the_answer(monkeypatch, block_rows, kind):
     whole = every_quantity(posterior.predict(X, draws=5), y)
     params, per_number = 2, 8  # loc and scale, float64
     draws = 5 * posterior.num_chains
-    monkeypatch.setattr(predictive, "BLOCK_BYTES", block_rows * params * per_number * draws)
+    monkeypatch.setattr(predictive, "BLOCK_BYTES", block_rows * params * per_number * draws * predictive.COPIES)
     blocked = posterior.predict(X, draws=5)
     assert blocked._block_rows() == block_rows
     for name, value in every_quantity(blocked, y).items():
@@ -310,44 +312,87 @@ def test_samples_of_many_blocks_stay_coherent(monkeypatch):
     assert (distance.min(1) < 1e-7).all()
 
 
-class Largest(TorchDispatchMode):
-    """Notes the bytes of the largest tensor that any operation makes."""
+class Live(TorchDispatchMode):
+    """The most bytes that tensors made by operations hold at a time."""
 
-    bytes = 0
+    def __init__(self):
+        super().__init__()
+        self.storages, self.now, self.peak = {}, 0, 0
+
+    def freed(self, key):
+        self.storages[key][0] -= 1
+        if not self.storages[key][0]:
+            self.now -= self.storages.pop(key)[1]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+        for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
-                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.storages:
+                    self.storages[storage._cdata] = [0, storage.nbytes()]
+                    self.now += storage.nbytes()
+                self.storages[storage._cdata][0] += 1
+                weakref.finalize(tensor, self.freed, storage._cdata)
+        self.peak = max(self.peak, self.now)
         return out
 
 
-@pytest.mark.parametrize("quantity", ["mean", "log_prob", "quantile"])
-def test_memory_does_not_grow_with_inputs_times_draws(monkeypatch, quantity):
-    draws, rows, classes = 100, 500, 5
-    known = Known(likelihoods.Categorical(), outputs=classes, counts=(draws,))
-    block = 25 * draws * classes * 8
+QUANTITIES = {
+    "mean and uncertainty": lambda asked, y: asked.mean,
+    "log_prob": lambda asked, y: asked.log_prob(y),
+    "quantile": lambda asked, y: asked.quantile(0.5),
+    "quantile without noise": lambda asked, y: asked.quantile(0.5, noise=False),
+}
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+@pytest.mark.parametrize(
+    ("likelihood", "outputs", "target"),
+    [
+        (likelihoods.Categorical(), 5, None),
+        (likelihoods.Bernoulli(), 1, None),
+        (likelihoods.Normal(), 1, TARGET),
+        (likelihoods.StudentT(), 1, TARGET),
+        (likelihoods.HeteroscedasticNormal(), 2, TARGET),
+        (likelihoods.LogNormal(), 1, None),
+        (likelihoods.Poisson(), 1, None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_memory_does_not_grow_with_inputs_times_draws(monkeypatch, quantity, likelihood, outputs, target):
+    draws, rows, block_rows = 100, 60, 20
+    known = Known(likelihood, outputs=outputs, counts=(draws,), target=target)
+    asked = known.posterior.predict(normal(rows, FEATURES))
+    numbers, _ = asked._numbers()
+    block = block_rows * numbers * 8 * predictive.COPIES
     monkeypatch.setattr(predictive, "BLOCK_BYTES", block)
-    x = normal(rows, FEATURES)
-    y = torch.zeros(rows, dtype=torch.long)
-    asked = known.posterior.predict(x)
-    all_at_once = draws * rows * 8  # even one number a draw and input, let alone one a class
-    with Largest() as largest:
-        {"mean": lambda: asked.mean, "log_prob": lambda: asked.log_prob(y), "quantile": lambda: asked.quantile(0.5)}[
-            quantity
-        ]()
-    assert largest.bytes <= block < all_at_once
-    assert asked._block is None
+    monkeypatch.setattr(asked, "_keeps", lambda: False)
+    y = torch.ones(rows, dtype=torch.long if likelihood.kind == "classes" else torch.float64)
+    with Live() as live:
+        QUANTITIES[quantity](asked, y)
+    assert live.peak <= block + 20 * rows * outputs * 8  # what the answers and the inputs take
+    assert not asked._kept
 
 
-def test_one_block_is_computed_once():
+def test_a_block_counts_float64_and_temporaries():
+    asked = Known(likelihoods.Categorical(), outputs=10, counts=(100,)).posterior.predict(X)
+    assert predictive.BLOCK_BYTES == 32 * 2**20
+    assert asked._block_rows() == 32 * 2**20 // (100 * 10 * 8 * predictive.COPIES)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_outputs_that_fit_are_computed_once(monkeypatch, fits):
     calls = []
     known = Known(likelihoods.Categorical(), outputs=3)
-    known.posterior.model.net.register_forward_hook(lambda *args: calls.append(1))
+    known.posterior.model.net.register_forward_hook(lambda net, inputs, output: calls.append(len(output)))
     asked = known.posterior.predict(X)
-    asked.mean, asked.epistemic, asked.quantile(0.5), asked.sample(3), asked.draws
-    assert len(calls) == known.predictive.num_draws + 1  # one pass a draw, and one row to learn the sizes
+    stored = ROWS * known.predictive.num_draws * 3 * 8
+    monkeypatch.setattr(predictive, "BLOCK_BYTES", stored if fits else stored - 1)
+    assert asked._block_rows() == 1  # kept in many blocks as well as in one
+    assert len(asked.mean) == len(asked.epistemic) == asked.draws.shape[2] == ROWS
+    rows = sum(calls) / known.predictive.num_draws
+    assert rows == pytest.approx(ROWS if fits else 2 * ROWS, abs=1)  # and some to learn the sizes
 
 
 class Stateful(nn.Module):
