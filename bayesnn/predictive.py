@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from bayesnn.data.dataset import as_targets
+from bayesnn.data.dataset import as_targets, check_finite
 from bayesnn.errors import at_least, first_line
 from bayesnn.likelihoods.base import Params
 from bayesnn.model import BayesianModel, State
@@ -117,7 +117,7 @@ class Predictive:
 
         Raises
         ------
-        ValueError : ``y`` has another number of rows, shape or dtype than this likelihood takes.
+        ValueError : ``y`` has another number of rows, shape or dtype than this likelihood takes, NaN or infinities.
         TypeError : ``y`` holds no numbers.
         """
         return torch.cat([torch.logsumexp(part, 0) for part in self._log_likelihoods(y)]) - math.log(self.num_draws)
@@ -150,8 +150,10 @@ class Predictive:
             if noise and likelihood.kind != "classes":
                 parts.append(torch.stack([self._invert_cdf(params, level) for level in levels]))
             else:
-                means = likelihood.mean(params)  # numpy: torch.quantile refuses more than 2^24 numbers
-                parts.append(torch.as_tensor(np.quantile(means.cpu().numpy(), levels, axis=0)).to(means))
+                means = likelihood.mean(params)
+                # numpy, as torch.quantile refuses more than 2^24 numbers; but numpy has no bfloat16.
+                numbers = means.float() if means.dtype == torch.bfloat16 else means
+                parts.append(torch.as_tensor(np.quantile(numbers.cpu().numpy(), levels, axis=0)).to(means))
         quantiles = torch.cat(parts, dim=1)
         return quantiles[0] if np.ndim(q) == 0 else quantiles
 
@@ -196,6 +198,7 @@ class Predictive:
         if targets.dim() == 0 or len(targets) != len(self._x):
             got = len(targets) if targets.dim() else f"the single number {targets.item():g}"
             raise ValueError(f"Expected targets for {len(self._x)} inputs, got {got}: give each its target.")
+        check_finite("y", targets)
         reference = next(iter(self._model.parameters()))
         # Where targets were standardised, their own units may need float64, and _blocks answers in it.
         dtype = reference.dtype if self._target is None else torch.float64
@@ -222,7 +225,9 @@ class Predictive:
 
     def _invert_cdf(self, params: Params, level: float) -> Tensor:
         """Where the mixture's cdf reaches the level; for counts the least such integer, by bisection."""
-        likelihood = self._model.likelihood
+        likelihood, dtype = self._model.likelihood, next(iter(params.values())).dtype
+        # In float64, as a cdf's tail in float32 is no more than rounding; to the precision of the outputs' own dtype.
+        params = {key: value.double() for key, value in params.items()}
 
         def mixture_cdf(y: Tensor) -> Tensor:
             return likelihood.cdf(params, y).mean(0)
@@ -247,11 +252,12 @@ class Predictive:
             while ((low < (middle := ((low + high) / 2).floor())) & (middle < high)).any():
                 reached = mixture_cdf(middle) >= level
                 low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
-            return high
+            return high.to(dtype)
         least = torch.zeros_like(low)  # a density on (0, inf) may have quantiles of any size: relative precision
         if likelihood.location_scale:
-            least = params["scale"].amin(0) * (1e-12 if low.dtype == torch.float64 else 1e-7)
-        return _root(lambda y: mixture_cdf(y) - level, (low, high), (at_low - level, at_high - level), least)
+            least = params["scale"].amin(0) * (1e-12 if dtype == torch.float64 else 1e-7)
+        ends, eps = (at_low - level, at_high - level), torch.finfo(dtype).eps
+        return _root(lambda y: mixture_cdf(y) - level, (low, high), ends, least, eps).to(dtype)
 
     def _blocks(self) -> Iterator[tuple[slice, Params]]:
         """(rows, parameters of the targets' distribution, each (draw, row, ...)), block after block."""
@@ -303,15 +309,19 @@ class Predictive:
 
 
 def _root(
-    function: Callable[[Tensor], Tensor], bracket: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor], least: Tensor
+    function: Callable[[Tensor], Tensor],
+    bracket: tuple[Tensor, Tensor],
+    values: tuple[Tensor, Tensor],
+    least: Tensor,
+    eps: float,
 ) -> Tensor:
     """Where an increasing ``function``, given its values at both ends of a bracket, is zero: for each element.
 
     Chandrupatla's method (Adv. Eng. Software 28, 145-149, 1997): inverse quadratic interpolation where that is safe and
-    bisection elsewhere. It stops where every bracket is shorter than ``least`` plus twice the spacing of the
-    floating-point numbers there.
+    bisection elsewhere. It stops where every bracket is shorter than ``least`` plus twice ``eps``
+    times its place.
     """
-    (a, b), (f_a, f_b), eps = bracket, values, torch.finfo(least.dtype).eps
+    (a, b), (f_a, f_b) = bracket, values
     t = torch.full_like(a, 0.5)
     for _ in range(100):
         best = torch.where(f_a.abs() < f_b.abs(), a, b)

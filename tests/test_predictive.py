@@ -534,3 +534,44 @@ def test_quantile_levels_and_inputs_may_be_numpy():
     for level in (np.float64(0.3), np.float32(0.3)):
         assert float(asked.quantile(level)[0]) == pytest.approx(root, abs=1e-6)
     assert asked.quantile(np.array([0.3, 0.5])).shape == (2, ROWS)
+
+
+def test_targets_that_are_no_numbers_are_refused():
+    known = Known(likelihoods.Normal())
+    y = targets()
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="finite numbers in y, got 1") as error:
+            known.predictive.log_prob(y.index_fill(0, torch.tensor([2]), bad))
+        assert "\n" not in str(error.value)
+    masked = np.ma.masked_array(y.numpy(), mask=np.arange(ROWS) == 3)
+    with pytest.raises(ValueError, match="got 1 masked"):
+        known.predictive.log_prob(masked)
+    with pytest.raises(ValueError, match="got 1 masked"):
+        bnn.data.Data.of(X, masked)
+    assert len(bnn.data.Data.of(X, np.ma.masked_array(y.numpy()))) == ROWS  # a mask that hides nothing
+
+
+def test_quantiles_in_low_precision():
+    known = Known(likelihoods.Normal(scale=1.0), counts=(1,))
+    for level in (1e-8, 1e-4, 0.5):
+        expected = known.predictive.quantile(level)
+        single = (
+            Posterior(
+                known.posterior.model.copy().float(),
+                [Draws({name: value.float() for name, value in known.posterior.sources[0].stacked.items()})],
+                num_data=10,
+            )
+            .predict(X.float())
+            .quantile(level)
+        )
+        assert single.dtype == torch.float32
+        np.testing.assert_allclose(single, expected, atol=1e-5)
+    half = Posterior(
+        known.posterior.model.copy().bfloat16(),
+        [Draws({name: value.bfloat16() for name, value in known.posterior.sources[0].stacked.items()})],
+        num_data=10,
+    ).predict(X.bfloat16())
+    for noise in (True, False):
+        got, expected = half.quantile(0.3, noise=noise), known.predictive.quantile(0.3, noise=noise)
+        assert got.dtype == torch.bfloat16
+        np.testing.assert_allclose(got.float(), expected, atol=0.05)

@@ -65,8 +65,8 @@ class Data:
             raise ValueError(
                 f"Data: expected at least one row, got x {tuple(self.x.shape)} and y {tuple(self.y.shape)}: add rows"
             )
-        _check_finite("x", self.x)
-        _check_finite("y", self.y)
+        check_finite("x", self.x)
+        check_finite("y", self.y)
         if self.y.is_floating_point():
             if self.classes is not None:
                 raise ValueError(f"Data: expected integer y with classes, got {self.y.dtype}: convert y with .long()")
@@ -231,6 +231,11 @@ def as_targets(y: Any) -> Tensor:
 def _tensor(label: str, v: Any) -> Tensor:
     if isinstance(v, Tensor):
         return v
+    if np.ma.is_masked(v):
+        raise ValueError(
+            f"Data: expected {label} without missing numbers, got {int(np.ma.count_masked(v))} masked: "
+            "drop or fill these rows"
+        )
     try:
         array = np.asarray(v)
     except ValueError as error:
@@ -247,7 +252,8 @@ def _tensor(label: str, v: Any) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
 
 
-def _check_finite(label: str, v: Tensor) -> None:
+def check_finite(label: str, v: Tensor) -> None:
+    """Refuse NaN and infinities in ``v``, which the error calls ``label``."""
     if not v.is_floating_point():
         return
     finite = torch.isfinite(v)
