@@ -33,14 +33,14 @@ FULL = bnn.PyroVI("AutoMultivariateNormal", lr=0.01, draws=1000)
 def test_a_full_guide_is_the_posterior(batch: int | None) -> None:
     """With minibatches too: that the likelihood stands there N / B times is what the plate is for."""
     case = case_of("prior")
-    assert_posterior(case, fit(case, FULL, 800, batch))
+    assert_posterior(case, fit(case, FULL, 400 if batch is None else 900, batch))
 
 
 def test_an_n_that_is_off_by_a_fifth_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     case, honest = case_of("informed"), bnn.BayesianModel.pyro_model
     monkeypatch.setattr(bnn.BayesianModel, "pyro_model", lambda m, x, y, n: honest(m, x, y, round(LOUDER * n)))
     with pytest.raises(AssertionError, match="instead of 1"):
-        assert_posterior(case, fit(case, FULL, 800))
+        assert_posterior(case, fit(case, FULL, 400))
 
 
 def test_pyros_global_state_is_left_as_it_was() -> None:
@@ -79,7 +79,7 @@ def test_a_guide_of_ones_own() -> None:
         scale = pyro.param("scale", lambda: torch.full((K, 3), 0.05), constraint=dist.constraints.positive)
         pyro.sample("net.weight", dist.Normal(loc, scale).to_event(2))
 
-    posterior = fit(case, bnn.PyroVI(guide, lr=0.03, draws=400), 500, chains=2)
+    posterior = fit(case, bnn.PyroVI(guide, lr=0.03, draws=400), 250)
     for source in posterior.sources:
         draws = source.tensors()["net.weight"].numpy()
         sd = np.sqrt(np.diag(np.linalg.inv(case.precision)))
