@@ -18,7 +18,7 @@ import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
-from torch.distributions import Gamma
+from torch.distributions import Gamma, constraints
 from torch.func import functional_call
 
 from bayesnn.errors import unknown
@@ -308,4 +308,13 @@ def _check_prior(name: str, prior: Any, parameter: Tensor) -> None:
         raise ValueError(
             f"Expected the prior of {name!r} to have event shape {tuple(parameter.shape)}, got "
             f"{tuple(getattr(prior, 'event_shape', ()))}: use .expand(parameter.shape).to_event(parameter.dim())."
+        )
+    support = getattr(prior, "support", None)
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    bounded = (constraints.greater_than, constraints.greater_than_eq, constraints.less_than, constraints.interval)
+    if isinstance(support, bounded):  # a weight may take any value on its way: the density would fail in mid-run
+        raise ValueError(
+            f"Expected the prior of {name!r} to have the whole line for its support, got {support}: "
+            "use Normal, Laplace or StudentT."
         )

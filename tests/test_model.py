@@ -241,3 +241,16 @@ def test_targets_without_a_density_are_refused_by_the_log_joint() -> None:
     for likelihood in (bnn.likelihoods.Poisson(), bnn.likelihoods.LogNormal(scale=1.0), bnn.likelihoods.Bernoulli()):
         with pytest.raises(ValueError, match="Expected"):
             bnn.BayesianModel(nn.Linear(4, 1), likelihood=likelihood).log_joint(x, y)
+
+
+def test_a_prior_on_a_part_of_the_line_is_refused_in_one_line() -> None:
+    import pyro.distributions as dist
+
+    for prior in (dist.HalfNormal(1.0), dist.Uniform(-1.0, 1.0), dist.LogNormal(0.0, 1.0)):
+        with pytest.raises(ValueError, match="whole line for its support") as error:
+            bnn.BayesianModel(
+                nn.Linear(4, 3),
+                lambda name, p, m, prior=prior: prior.expand(p.shape).to_event(p.dim()),
+                bnn.likelihoods.Categorical(),
+            )
+        assert "\n" not in str(error.value)
