@@ -239,3 +239,18 @@ def test_the_closed_kl_is_the_kl() -> None:
     scale = torch.tensor(case.s, dtype=torch.float64)
     expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(torch.zeros_like(scale), scale)).sum()
     np.testing.assert_allclose(posterior.history[-1]["kl"], float(expected), rtol=1e-9)
+
+
+@pytest.mark.parametrize("fault", ["num_data", "kl_weight"])
+def test_a_likelihood_or_a_kl_of_mean_field_vi_that_is_off_by_a_fifth_is_seen(
+    monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The N that scales the likelihood, or the weight of the KL, times ``LOUDER``: the variance is off by as much."""
+    case, make = case_of("informed"), bnn.MeanFieldVI
+    if fault == "num_data":
+        log_likelihood = bnn.BayesianModel.log_likelihood
+        monkeypatch.setattr(bnn.BayesianModel, "log_likelihood", lambda *args: LOUDER * log_likelihood(*args))
+    else:
+        monkeypatch.setattr(bnn, "MeanFieldVI", lambda **options: make(kl_weight=LOUDER, **options))
+    with pytest.raises(AssertionError, match="instead of 1"):
+        _assert_optimal_variance(case, vi_fit.__wrapped__("informed")[1])
