@@ -233,7 +233,7 @@ def _tensor(label: str, v: Any) -> Tensor:
         return v
     if np.ma.is_masked(v):
         raise ValueError(
-            f"Data: expected {label} without missing numbers, got {int(np.ma.count_masked(v))} masked: "
+            f"Data: expected {label} without missing numbers, got {int(np.ma.getmaskarray(v).sum())} masked: "
             "drop or fill these rows"
         )
     try:
