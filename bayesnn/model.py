@@ -309,7 +309,10 @@ def _check_prior(name: str, prior: Any, parameter: Tensor) -> None:
             f"Expected the prior of {name!r} to have event shape {tuple(parameter.shape)}, got "
             f"{tuple(getattr(prior, 'event_shape', ()))}: use .expand(parameter.shape).to_event(parameter.dim())."
         )
-    support = getattr(prior, "support", None)
+    try:
+        support = prior.support
+    except (AttributeError, NotImplementedError):  # a density of the user's own need not say
+        return
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     bounded = (constraints.greater_than, constraints.greater_than_eq, constraints.less_than, constraints.interval)
