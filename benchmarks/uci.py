@@ -40,12 +40,12 @@ NOISES = ("homoscedastic", "heteroscedastic")
 Fit = Callable[[str, bnn.data.Data, int], bnn.Posterior]
 
 
-def model_of(noise: str, in_features: int, prior: Any = None, dropout: float = 0.0) -> bnn.BayesianModel:
+def model_of(noise: str, in_features: int, dropout: float = 0.0) -> bnn.BayesianModel:
     """The net of the benchmark under a noise model."""
     two = noise == "heteroscedastic"
     net = bnn.nets.MLP(in_features, (WIDTH,), 2 if two else 1, dropout=dropout)
     likelihood = bnn.likelihoods.HeteroscedasticNormal() if two else bnn.likelihoods.Normal()
-    return bnn.BayesianModel(net, prior or bnn.priors.Normal(1.0), likelihood)
+    return bnn.BayesianModel(net, bnn.priors.Normal(1.0), likelihood)
 
 
 def plain(method: bnn.methods.Method, epochs: int, chains: int = 1, dropout: float = 0.0) -> Fit:
@@ -58,16 +58,13 @@ def plain(method: bnn.methods.Method, epochs: int, chains: int = 1, dropout: flo
     return run
 
 
-def warm(method: bnn.methods.Method, epochs: int, full: bool = True, prior: Any = None) -> Fit:
+def warm(method: bnn.methods.Method, epochs: int, full: bool = True) -> Fit:
     """Chains from MAP nets of their own."""
 
     def run(noise: str, train: bnn.data.Data, seed: int) -> bnn.Posterior:
+        model = model_of(noise, train.in_shape[0])
         options: dict[str, Any] = {"chains": CHAINS, "progress": False}
-        start_model = model_of(noise, train.in_shape[0])
-        start = bnn.fit(
-            start_model, train, bnn.MAP(lr=5e-3), epochs=START, batch_size=BATCH, seed=seed + 1000, **options
-        )
-        model = model_of(noise, train.in_shape[0], prior)
+        start = bnn.fit(model, train, bnn.MAP(lr=5e-3), epochs=START, batch_size=BATCH, seed=seed + 1000, **options)
         batch = None if full else BATCH
         return bnn.fit(model, train, method, epochs=epochs, batch_size=batch, seed=seed, init=start, **options)
 

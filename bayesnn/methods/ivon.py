@@ -21,14 +21,12 @@ from bayesnn.methods.base import (
     parameter_groups,
     prior_loss,
     prior_terms,
-    refuse_dropout,
-    refuse_running_statistics,
 )
+from bayesnn.methods.variational import VALIDATION_DRAWS, refuse_variational
 from bayesnn.model import BayesianModel, State
 from bayesnn.rng import Streams
 from bayesnn.source import NormalSource, Source
 
-VALIDATION_DRAWS = 8
 MEMORIES = 5  # of the curvature in a run: what is left of hess_init is e^-5
 
 
@@ -86,10 +84,7 @@ class IVON(Method):
         positive("point_lr", self.point_lr)
 
     def check(self, model: BayesianModel, plan: Plan) -> None:
-        refuse_dropout(plan, self)
-        if not model.log_priors:
-            raise ValueError("Expected at least one parameter with a prior for IVON, got none: use MAP.")
-        refuse_running_statistics(model, self)
+        refuse_variational(model, plan, self)
 
     def memory(self, plan: Plan) -> float:
         """beta2, as given or by the plan."""

@@ -21,11 +21,10 @@ from bayesnn.methods.base import (
     clear_gradients,
     prior_loss,
     prior_terms,
-    refuse_dropout,
-    refuse_running_statistics,
     reset_parameters,
 )
 from bayesnn.methods.flat import FlatWeights, normal_priors
+from bayesnn.methods.variational import refuse_variational
 from bayesnn.model import BayesianModel, State
 from bayesnn.rng import Streams, isolated
 from bayesnn.source import Draws, Source
@@ -79,10 +78,7 @@ class SVGD(Method):
         check_schedule(self.schedule)
 
     def check(self, model: BayesianModel, plan: Plan) -> None:
-        refuse_dropout(plan, self)
-        if not model.log_priors:
-            raise ValueError("Expected at least one parameter with a prior for SVGD, got none: use MAP.")
-        refuse_running_statistics(model, self)
+        refuse_variational(model, plan, self)
 
     def draw_bytes(self, model: BayesianModel, plan: Plan) -> int:
         return self.particles * super().draw_bytes(model, plan)

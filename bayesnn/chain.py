@@ -1,0 +1,175 @@
+"""One chain: a method's Run through all its epochs, on minibatches, with schedules, validation and early stopping."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from bayesnn.data.batches import Batches, Loader
+from bayesnn.methods import Method, Plan, Run
+from bayesnn.model import State
+from bayesnn.prepare import Task, constant, try_net
+from bayesnn.progress import Progress
+from bayesnn.rng import isolated
+from bayesnn.source import Draws, Source
+from bayesnn.validation import score
+
+MOST_RECORDS = 500
+
+
+class Chain:
+    """One Run through all its epochs, with what it leaves behind."""
+
+    def __init__(
+        self, number: int, run: Run, plan: Plan, task: Task, early_stopping: int | None, bar: Progress
+    ) -> None:
+        self.number, self.state, self.plan, self.task, self.bar = number, run, plan, task, bar
+        self.patience = early_stopping
+        self.kept: list[State] = []
+        self.history: list[dict[str, Any]] = []
+        self.diverged_at: int | None = None
+        self._finishing = False
+        self._best: tuple[float, int, dict[str, Any]] | None = None
+        self.steps = 0
+        self._short = False
+        self._shapes = {task.row_shape}
+
+    def run(self, batches: Batches | Loader, method: Method) -> None:
+        """All epochs, until the budget, the patience or a NaN ends them."""
+        steps = self.plan.steps - self.state.schedule_from
+        schedulers = [method.make_schedule(optimizer, steps) for optimizer in self.state.optimizers]
+        self._schedulers = [scheduler for scheduler in schedulers if scheduler is not None]
+        for block in _blocks(self.plan.epochs):
+            began = time.perf_counter()
+            with isolated(self.state.streams.fence):
+                for epoch in block:
+                    loss = self._epoch(epoch, batches)
+                    if self.diverged_at is not None:
+                        break
+            if self.diverged_at is not None:
+                warnings.warn(
+                    f"Chain {self.number} stopped: its loss became NaN or infinite at step {self.diverged_at}; "
+                    f"{len(self.kept)} draws are kept. {calmer(method).capitalize()}.",
+                    stacklevel=3,
+                )
+                return
+            self._record(block[-1], loss, (time.perf_counter() - began) / len(block))
+            if self._exhausted(block[-1]):
+                return
+
+    def _epoch(self, epoch: int, batches: Batches | Loader) -> float:
+        run, total, count = self.state, 0.0, 0
+        run.begin_epoch(epoch, batches)
+        for x, y in self._placed(batches):
+            value = float(run.step(x, y))
+            self.steps += 1
+            if not math.isfinite(value):
+                self.diverged_at = self.steps
+                self._drop_broken()
+                return value
+            self.kept.extend(run.draw())
+            if self.steps > run.schedule_from:
+                for scheduler in self._schedulers:
+                    scheduler.step()
+            total += value
+            count += 1
+            self.bar.step(value)
+        if count < self.plan.steps_per_epoch and not self._short:
+            self._short = True
+            warnings.warn(
+                f"Expected {self.plan.steps_per_epoch} minibatches in epoch {epoch}, got {count}: the loader ended "
+                "early.",
+                stacklevel=4,
+            )
+        return total / max(count, 1)
+
+    def _placed(self, batches: Batches | Loader) -> Any:
+        if isinstance(batches, Batches):
+            return batches
+        return (self._checked(*self.state.model.place(constant(x), constant(y))) for x, y in batches)
+
+    def _checked(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A minibatch of a user's loader: what data in memory are held to before the run, one batch at a time."""
+        for name, value in (("inputs", x), ("targets", y)):
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise ValueError(f"Expected finite {name}, got NaN or infinity in minibatch {self.steps + 1}.")
+        if x.shape[1:] not in self._shapes:  # sequences may differ in length from one minibatch to the next
+            try:
+                try_net(self.state.model, x[:2])
+            except ValueError as error:
+                raise ValueError(f"In minibatch {self.steps + 1}: {error}") from error
+            self._shapes.add(x.shape[1:])
+        return x, self.state.model.likelihood.check_targets(y, self.task.num_outputs)
+
+    def _record(self, epoch: int, loss: float, seconds: float) -> None:
+        row: dict[str, Any] = {"chain": self.number, "epoch": epoch, "loss": loss, **self.state.end_epoch()}
+        if self.state.optimizers:
+            row["lr"] = self.state.optimizers[0].param_groups[0]["lr"]
+        row["seconds"] = seconds
+        if self.task.validation is not None:
+            row |= score(self.state, self.task.validation, self.task.target)
+        self.history.append(row)
+        self.bar.epoch(row)
+
+    def _exhausted(self, epoch: int) -> bool:
+        if self.patience is None:
+            return False
+        value = self.history[-1]["val_nll"]
+        if self._best is None or value < self._best[0]:
+            self._best = (value, epoch, self.state.state_dict())
+        return epoch - self._best[1] >= self.patience
+
+    def _drop_broken(self) -> None:
+        """The step that broke the chain may have been one to keep: its loss was that of the weights before it."""
+        while self.kept and not all(bool(torch.isfinite(value).all()) for value in self.kept[-1].values()):
+            self.kept.pop()
+
+    def result(self, batches: Batches | Loader) -> Source | None:
+        """The chain's source: the distribution it ends in, or its draws; None where a NaN left nothing."""
+        self._finishing = True
+        self._drop_broken()
+        if self._best is not None:
+            self.state.load_state_dict(self._best[2])
+        elif self.diverged_at is not None:
+            return Draws.stack(self.kept) if self.kept else None
+        with isolated(self.state.streams.fence):
+            source = self.state.finish(batches)
+        source = source or Draws.stack(self.kept or self.state.snapshot())
+        if not all(bool(torch.isfinite(value).all()) for value in source.last().values()):
+            self.diverged_at = self.steps  # the very last step broke it: no loss came after to show it
+            return None
+        return source
+
+    def rescue(self, batches: Batches | Loader, error: BaseException, alone: bool) -> Source | None:
+        """What ``error`` leaves: the draws kept; after Ctrl-C, where no chain is whole (``alone``), the present state.
+
+        Half trained or still burning in, a chain beside whole ones leaves nothing: they are the answer.
+        """
+        try:
+            if not self._finishing and (self.kept or (alone and isinstance(error, KeyboardInterrupt))):
+                return self.result(batches)
+        except (Exception, KeyboardInterrupt):  # it failed a second time; what is kept needs no more work
+            pass
+        self._drop_broken()
+        return Draws.stack(self.kept) if self.kept else None
+
+
+def _blocks(epochs: int) -> Iterator[range]:
+    """Epochs in at most MOST_RECORDS blocks, each of which ends in a row of the history.
+
+    Where an epoch is one step of a tiny net, validating and recording every one would cost more than the steps.
+    """
+    size = -(-epochs // MOST_RECORDS)
+    return (range(start, min(start + size, epochs)) for start in range(0, epochs, size))
+
+
+def calmer(method: Method) -> str:
+    """What to do about a loss that became NaN."""
+    if not hasattr(method, "lr"):
+        return "start from a posterior (init=), or standardise the data"
+    return "lower lr" if method.lr is None else f"lower lr (now {method.lr})"
