@@ -92,6 +92,9 @@ class Laplace(_Noisy):
         return dist.Laplace(params["loc"], params["scale"], validate_args=False)
 
 
+MOST_TERMS = 64  # degrees of freedom up to which Student's cdf is summed: beyond it scipy's is no slower
+
+
 class StudentT(_Noisy):
     """y ~ outputs + scale * t(df): robust to outliers. The variance is infinite for df <= 2, the mean for df <= 1."""
 
@@ -111,10 +114,34 @@ class StudentT(_Noisy):
         return params["loc"]
 
     def cdf(self, params: Params, y: Tensor) -> Tensor:
-        from scipy.special import stdtr  # torch has no cdf of Student's t
+        z = (y - params["loc"]) / params["scale"]
+        if self.df in range(1, MOST_TERMS):
+            return student_cdf(z, int(self.df))
+        from scipy.special import stdtr  # torch has no incomplete beta function
 
-        z = ((y - params["loc"]) / params["scale"]).detach().cpu().double().numpy()
-        return torch.as_tensor(stdtr(self.df, z)).to(params["loc"])
+        return torch.as_tensor(stdtr(self.df, z.detach().cpu().double().numpy())).to(z)
+
+
+def student_cdf(z: Tensor, df: int) -> Tensor:
+    """P(t <= z) of Student's t with a whole number of degrees of freedom: a finite sum, and all of it in torch.
+
+    With theta = atan(z / sqrt(df)), (1 + A) / 2 (Abramowitz & Stegun 1964, eqs. 26.7.3 and 26.7.4):
+
+        A = sin theta (1 + 1/2 cos^2 theta + (1 3)/(2 4) cos^4 theta + ... )                       df even
+        A = 2/pi (theta + sin theta (cos theta + 2/3 cos^3 theta + (2 4)/(3 5) cos^5 theta + ...)) df odd
+    """
+    odd = df % 2
+    root = z / math.sqrt(df)
+    square = 1 / (1 + root.square())  # cos^2 theta
+    term = square.sqrt() if odd else torch.ones_like(z)
+    series = torch.zeros_like(z)
+    for k in range(df // 2):
+        series = series + term
+        term = term * square * ((2 * k + 2) / (2 * k + 3) if odd else (2 * k + 1) / (2 * k + 2))
+    share = root * square.sqrt() * series  # sin theta times the sum
+    if odd:
+        share = (torch.atan(root) + share) * (2 / math.pi)
+    return 0.5 * (1 + share)
 
 
 class LogNormal(_Noisy):

@@ -17,6 +17,7 @@ from bayesnn.likelihoods import (
     Poisson,
     StudentT,
 )
+from bayesnn.likelihoods.regression import student_cdf
 
 SCALE = 0.6
 
@@ -230,3 +231,12 @@ def test_reset_parameters_starts_the_scale_anew():
     likelihood.reset_parameters()
     assert likelihood.log_scale.item() == pytest.approx(-0.7)
     Normal(0.3).reset_parameters()
+
+
+@pytest.mark.parametrize("df", [1, 2, 3, 4, 7, 30, 63])
+def test_the_cdf_of_students_t_is_scipys(df):
+    """Summed in torch for whole degrees of freedom; elsewhere it is scipy's own."""
+    z = torch.linspace(-40.0, 40.0, 2001, dtype=torch.float64)
+    torch.testing.assert_close(student_cdf(z, df), torch.as_tensor(stats.t(df).cdf(z)), rtol=0, atol=2e-15)
+    params = {"loc": torch.zeros_like(z), "scale": torch.ones_like(z)}
+    torch.testing.assert_close(StudentT(df).cdf(params, z), StudentT(df + 1e-9).cdf(params, z), rtol=0, atol=1e-8)
