@@ -16,7 +16,6 @@ from bayesnn.methods.gibbs import NOISE, Precisions
 from bayesnn.methods.step_size import StepSize
 from bayesnn.methods.variance_reduction import Anchor
 from bayesnn.model import BayesianModel, State
-from bayesnn.optim import PSGLD
 from bayesnn.rng import Streams, generator, isolated
 from bayesnn.source import Source
 
@@ -61,7 +60,7 @@ class SamplerRun(Run):
         self._batches: Any = None
         self._some: list[tuple[Tensor, Tensor]] = []
         self._has_statistics = any(isinstance(m, _NormBase) and m.track_running_stats for m in model.modules())
-        self._needs_some = self._has_statistics or method.layerwise or isinstance(self._sampler, PSGLD)
+        self._needs_some = self._has_statistics or method.layerwise or self._sampler.preconditioned
 
     def _plan_looks(self) -> range:
         """Steps at which to look at the curvature: ten in the burn-in to set lr, or one at its end to know the
@@ -144,12 +143,10 @@ class SamplerRun(Run):
 
     def _begin_sampling(self) -> None:
         """Set what the sizes of the gradients at the end of the warm-up decide."""
-        if not (self._method.layerwise or isinstance(self._sampler, PSGLD)):
+        if not (self._method.layerwise or self._sampler.preconditioned):
             return
         mean_squares = self._mean_square_gradients()
-        if isinstance(self._sampler, PSGLD):
-            for p, value in mean_squares.items():
-                self._sampler.state[p]["square_avg"] = value
+        self._sampler.set_mean_squares(mean_squares)
         if self._method.layerwise:
             sizes = {p: max(float(value.mean().sqrt()), 1e-12) for p, value in mean_squares.items()}
             smallest = min((sizes[p] for p in self._bayesian if p in sizes), default=1.0)
@@ -195,10 +192,8 @@ class SamplerRun(Run):
 
     def _scales(self) -> list[Tensor] | None:
         """Root of the preconditioner of each parameter, None where it is 1."""
-        if isinstance(self._sampler, PSGLD):
-            return self._sampler.scales()
         if not self._method.layerwise:
-            return None
+            return self._sampler.scales()
         return [
             torch.full((), group["scale"] ** 0.5, dtype=p.dtype, device=p.device)
             for group in self._sampler.param_groups

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -60,6 +60,18 @@ class Sampler(Optimizer):
     def needs_closure(self) -> bool:
         """Whether :meth:`step` needs its closure."""
         return False
+
+    @property
+    def preconditioned(self) -> bool:
+        """Whether a weight's step goes by the mean square of its gradient: see :meth:`set_mean_squares`."""
+        return False
+
+    def set_mean_squares(self, values: Mapping[Tensor, Tensor]) -> None:
+        """Begin with these mean squares of the gradients, by parameter, where :attr:`preconditioned`."""
+
+    def scales(self) -> list[Tensor] | None:
+        """Root of the preconditioner of each parameter, in the order of the groups; None where it is 1."""
+        return None
 
     @abstractmethod
     def update(self, index: int, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -87,6 +87,14 @@ class PSGLD(Sampler):
     def needs_closure(self) -> bool:
         """Whether a step takes gradients beside the present weights."""
         return self._gamma and self.adapting
+
+    @property
+    def preconditioned(self) -> bool:
+        return True
+
+    def set_mean_squares(self, values: Mapping[Tensor, Tensor]) -> None:
+        for p, value in values.items():
+            self.state[p]["square_avg"] = value
 
     def freeze(self) -> None:
         """Keep the present G from now on: the end of the adaptation."""
