@@ -145,12 +145,13 @@ def compare(
                     warnings.warn(str(error), stacklevel=1)
             for warning in caught:  # they shall say whose they are
                 warnings.warn(f"{net_name}, {name}, seed {seed}: {warning.message}", warning.category, stacklevel=2)
-            if posterior is None:
+            if posterior is not None and posterior.info["interrupted"] and posterior.info["error"] is None:
+                raise KeyboardInterrupt
+            # One that an error cut short had less than the budget of the others.
+            if posterior is None or posterior.info["interrupted"]:
                 nothing = dict.fromkeys((*comparison.scores, "seconds", "gradient_evaluations"), math.nan)
                 comparison.rows.append({**row, **nothing})
                 continue
-            if posterior.info["interrupted"]:
-                raise KeyboardInterrupt
             predictive = posterior.predict(test.x)
             row |= score(predictive, test.y, likelihood.kind)
             row["seconds"] = sum(posterior.info["seconds"])

@@ -54,7 +54,7 @@ class Comparison:
     Attributes
     ----------
     rows : for each net, method and seed: the scores on the test part, seconds of fitting and gradient evaluations
-        (minibatch gradients of all chains). The scores of a fit that diverged are nan.
+        (minibatch gradients of all chains). The scores of a fit that diverged, or that an error cut short, are nan.
     settings : data, methods with all their options, budget, seeds and versions.
     fitted : posteriors of the first seed, by (net, method).
     train, test : the data.

@@ -71,8 +71,9 @@ def fit(
     Returns
     -------
     Posterior
-        After Ctrl-C, or an error in mid-run, what there is so far, with a warning and ``info["interrupted"]``; where no
-        draw is kept and no chain is whole, the error itself (after Ctrl-C, the present weights).
+        After Ctrl-C, or an error in mid-run, what there is so far, with a warning, ``info["interrupted"]`` and, of an
+        error, its first line in ``info["error"]``; where no draw is kept and no chain is whole, the error itself (after
+        Ctrl-C, the present weights).
 
     Raises
     ------
@@ -124,6 +125,7 @@ def fit(
         "method": method.config(), "seed": seed, "epochs": plan.epochs, "batch_size": plan.batch_size,
         "steps": plan.steps, "round": init.info.get("round", 0) + 1 if isinstance(init, Posterior) else 0,
         "gradient_evaluations": [], "minibatch_noise": [], "seconds": [], "diverged": [], "interrupted": False,
+        "error": None,
     }  # fmt: skip
     # Whoever calls fit inside of no_grad() or inference_mode() gets the same run.
     with Progress(progress, plan, chains * method.draw_bytes(model, plan)) as bar, torch.inference_mode(False):
@@ -146,6 +148,7 @@ def fit(
                 if source is None and not sources:
                     raise
                 info["interrupted"] = True
+                info["error"] = None if isinstance(error, KeyboardInterrupt) else first_line(error)
                 warnings.warn(_stopped(error, chain, worker, len(sources)), stacklevel=2)
             if source is not None:
                 sources.append(source)

@@ -489,6 +489,7 @@ def test_a_bad_minibatch_late_in_a_run_loses_no_draw(bad, message):
     assert record[0].filename == __file__
     assert posterior.num_draws == [4]
     assert posterior.info["interrupted"] is True
+    assert (posterior.info["error"] is None) == (bad is ctrl_c)
 
 
 @pytest.mark.parametrize(("bad", "message"), BAD, ids=by_name)

@@ -186,6 +186,25 @@ def test_ctrl_c_anywhere_leaves_what_was_complete(where, monkeypatch, tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["interrupted"] is True
 
 
+def test_an_error_in_mid_run_costs_the_row_and_not_the_comparison(monkeypatch):
+    fit, calls = compare.__globals__["fit"], []
+
+    def stopping(*args, **kwargs):
+        calls.append(1)
+        posterior = fit(*args, **kwargs)
+        if len(calls) == 2:
+            posterior.info |= {"interrupted": True, "error": "the disk is full"}
+        return posterior
+
+    monkeypatch.setitem(compare.__globals__, "fit", stopping)
+    methods = {name: bnn.MAP() for name in ("first", "second", "third")}
+    result = compare("moons", linear, methods, epochs=1, progress=False)
+    assert not result.interrupted
+    assert [row["method"] for row in result.rows] == ["first", "second", "third"]
+    assert [math.isnan(row["nll"]) for row in result.rows] == [False, True, False]
+    assert list(result.fitted) == [("linear", "first"), ("linear", "third")]
+
+
 def test_a_share_may_be_numpys():
     result = compare("moons", linear, ("map",), epochs=1, validation=np.float32(0.5), progress=False)
     assert json.loads(result.to_json())["validation"] == 0.5
