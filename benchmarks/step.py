@@ -17,16 +17,19 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bayesnn as bnn
+from bayesnn.data.batches import Batches
 from bayesnn.methods import Method, Plan
-from bayesnn.rng import Streams
+from bayesnn.rng import Streams, generator
 
 Step = Callable[[], object]
+STEADY: dict[str, Any] = {"lr": 1e-3, "warm_up": 0.0, "burn_in": 0.0}  # a sampler's step after the burn-in
 
 
 def plain(net: nn.Module, x: Tensor, y: Tensor, optimizer: str) -> Step:
@@ -48,6 +51,7 @@ def plain(net: nn.Module, x: Tensor, y: Tensor, optimizer: str) -> Step:
 def ours(model: bnn.BayesianModel, x: Tensor, y: Tensor, method: Method) -> Step:
     """One step of a method, as ``fit`` takes it."""
     run = method.start(model.copy(), Plan(60_000, len(x), 10, 1000, 1), Streams(0, 0))
+    run.begin_epoch(0, Batches(x, y, len(x), generator=generator(0)))
     return lambda: run.step(x, y)
 
 
@@ -112,17 +116,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/step.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    generator = torch.Generator().manual_seed(0)
+    inputs = generator(0)
     cases = {
-        "LeNet5 28x28, batch 64": (bnn.nets.LeNet5(), torch.randn(64, 1, 28, 28, generator=generator)),
+        "LeNet5 28x28, batch 64": (bnn.nets.LeNet5(), torch.randn(64, 1, 28, 28, generator=inputs)),
         "MLP 784-400-400-10, batch 128": (
             bnn.nets.MLP(784, (400, 400), 10),
-            torch.randn(128, 784, generator=generator),
+            torch.randn(128, 784, generator=inputs),
         ),
     }
     report = {}
     for title, (net, x) in cases.items():
-        y = torch.randint(10, (len(x),), generator=generator)
+        y = torch.randint(10, (len(x),), generator=inputs)
         model = bnn.BayesianModel(net, bnn.priors.Normal(1.0), bnn.likelihoods.Categorical())
         steps = {f"torch, {name}": plain(net, x, y, name) for name in ("adam", "fused adam", "sgd")}
         steps |= {
@@ -130,7 +134,16 @@ def main() -> None:
             "MeanFieldVI": ours(model, x, y, bnn.MeanFieldVI()),
             "MeanFieldVI, local": ours(model, x, y, bnn.MeanFieldVI(estimator="local")),
             "MeanFieldVI, flipout": ours(model, x, y, bnn.MeanFieldVI(estimator="flipout")),
-            "SGLD": ours(model, x, y, bnn.SGLD(lr=1e-3, warm_up=0.0)),
+            "LowRankVI, rank 5": ours(model, x, y, bnn.LowRankVI(rank=5)),
+            "RadialVI": ours(model, x, y, bnn.RadialVI()),
+            "IVON": ours(model, x, y, bnn.IVON()),
+            "PyroVI": ours(model, x, y, bnn.PyroVI()),
+            "SGLD": ours(model, x, y, bnn.SGLD(**STEADY)),
+            "SGHMC": ours(model, x, y, bnn.SGHMC(**STEADY)),
+            "SGNHT": ours(model, x, y, bnn.SGNHT(**STEADY)),
+            "PSGLD": ours(model, x, y, bnn.PSGLD(**STEADY)),
+            "PSGLD, adapting": ours(model, x, y, bnn.PSGLD(adapt="always", **STEADY)),
+            "PSGLD, adapting, Gamma": ours(model, x, y, bnn.PSGLD(adapt="always", gamma=True, **STEADY)),
         }
         seconds = time_interleaved(steps, arguments.rounds, block=5)
         print(f"\n{title} ({arguments.threads} threads)\n")
@@ -145,8 +158,8 @@ def main() -> None:
             print(f"| {name} | {milliseconds:.2f} | {middle:.2f} ({low:.2f} - {high:.2f}) | {cells} | {saved:.1f} |")
             others = {f"to {base}": value for base, value in others.items()}
             report[title][name] = {"ms": milliseconds, "to torch, adam": middle, **others, "MiB saved": saved}
-        rows = torch.randn(64 * len(x), *x.shape[1:], generator=generator)
-        targets = torch.randint(10, (len(rows),), generator=generator)
+        rows = torch.randn(64 * len(x), *x.shape[1:], generator=inputs)
+        targets = torch.randint(10, (len(rows),), generator=inputs)
         ratios = fit_against_bare_loop(net, rows, targets, len(x), rounds=max(5, arguments.rounds // 6))
         median = statistics.median(ratios)
         print(f"\nfit, four epochs of 64 steps of SGLD, to the same steps in a bare loop: {median:.3f}")
