@@ -70,11 +70,11 @@ class PyroVI(Method):
     Kucukelbir et al. 2017, Automatic differentiation variational inference, JMLR 18(14).
     """
 
-    default_steps: ClassVar[int] = 5000
+    default_steps: ClassVar[int] = 20000
     infers_precisions: ClassVar[bool] = True
 
     guide: str | Guide = "AutoNormal"
-    lr: float = 2e-3
+    lr: float = 1e-2
     draws: int = 100
     mc_samples: int = 1
     schedule: Schedule = "cosine"

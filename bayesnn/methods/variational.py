@@ -47,10 +47,10 @@ class Variational(Method):
     kl_warm_up : share of the steps over which the KL's weight rises linearly from 0 to ``kl_weight``.
     """
 
-    default_steps: ClassVar[int] = 5000
+    default_steps: ClassVar[int] = 20000  # as many gradients as a sampler's four chains take
     infers_precisions: ClassVar[bool] = True
 
-    lr: float = 2e-3
+    lr: float = 1e-2
     initial_sd: float = 0.01
     mc_samples: int = 1
     kl_weight: float = 1.0
