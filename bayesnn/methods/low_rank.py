@@ -110,7 +110,7 @@ class _LowRankRun(VariationalRun):
         (G,) = self._shape
         assert G.grad is not None
         G.grad.addcmul_(G, self._sigma.square() * self._precision, value=scale)
-        # The matrix is small and its eigenvalues are at least 1: its inverse is safe, and a solve for n columns is slow.
+        # The inverse of a small matrix whose eigenvalues are at least 1 is safe; a solve for n columns is slow.
         G.grad.addmm_(torch.linalg.inv(self._capacitance()), G, alpha=-scale)
 
     def _entropy(self) -> float:
