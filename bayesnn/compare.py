@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bayesnn import data as bd
 from bayesnn import nets
 from bayesnn.comparison import Comparison, Fitted, Row, score
-from bayesnn.errors import DivergedError, at_least, is_real, unknown
+from bayesnn.errors import DivergedError, at_least, first_line, is_real, unknown
 from bayesnn.fit import DEFAULT_BATCH, fit
 from bayesnn.likelihoods import Categorical, Likelihood, Normal
 from bayesnn.methods import MAP, SGLD, MeanFieldVI, Method
@@ -141,14 +141,19 @@ def compare(
                 warnings.simplefilter("always", UserWarning)
                 try:
                     posterior = fit(model, train, method, chains=chains, seed=seed, **how)
-                except DivergedError as error:  # the other methods' results are worth keeping
-                    warnings.warn(str(error), stacklevel=1)
+                except Exception as error:
+                    if not comparison.rows and not isinstance(error, DivergedError):
+                        raise  # nothing is complete yet: an argument that fit refuses is better said at once
+                    row["error"] = first_line(error)  # the other methods' results are worth keeping
+                    warnings.warn(f"Left out: {row['error']}", stacklevel=1)
             for warning in caught:  # they shall say whose they are
                 warnings.warn(f"{net_name}, {name}, seed {seed}: {warning.message}", warning.category, stacklevel=2)
             if posterior is not None and posterior.info["interrupted"] and posterior.info["error"] is None:
                 raise KeyboardInterrupt
             # One that an error cut short had less than the budget of the others.
             if posterior is None or posterior.info["interrupted"]:
+                if posterior is not None:
+                    row["error"] = posterior.info["error"]
                 nothing = dict.fromkeys((*comparison.scores, "seconds", "gradient_evaluations"), math.nan)
                 comparison.rows.append({**row, **nothing})
                 continue

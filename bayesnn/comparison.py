@@ -54,7 +54,8 @@ class Comparison:
     Attributes
     ----------
     rows : for each net, method and seed: the scores on the test part, seconds of fitting and gradient evaluations
-        (minibatch gradients of all chains). The scores of a fit that diverged, or that an error cut short, are nan.
+        (minibatch gradients of all chains). The scores of a fit that diverged, or that an error ended, are nan, and
+        the row has an ``error``: its first line.
     settings : data, methods with all their options, budget, seeds and versions.
     fitted : posteriors of the first seed, by (net, method).
     train, test : the data.
@@ -101,13 +102,13 @@ class Comparison:
             largest = max((abs(row[column]) for row in self.rows if math.isfinite(row[column])), default=0.0)
             decimals = 3 if largest < 10 else 2 if largest < 100 else 1
         if not all(math.isfinite(value) for value in values):
-            return "diverged"
+            return "failed"
         text = f"{statistics.fmean(values):,.{decimals}f}"
         # A count of the budget has no spread to tell of.
         return text if len(values) == 1 or decimals == 0 else f"{text} ± {standard_error(values):,.{decimals}f}"
 
     def to_json(self) -> str:
-        """Settings and rows as JSON; what diverged is null."""
+        """Settings and rows as JSON; what failed is null, with its ``error`` beside."""
         rows = [{key: _plain(value) for key, value in row.items()} for row in self.rows]
         return json.dumps({**self.settings, "interrupted": self.interrupted, "rows": rows}, indent=2)
 

@@ -151,7 +151,7 @@ def test_a_method_that_diverges_does_not_take_the_others_with_it(digits, tmp_pat
         result = compare(digits, "mlp", methods, epochs=2, progress=False)
     assert all(str(w.message).startswith("mlp, wild, seed 0: ") and w.filename == __file__ for w in caught)
     assert "Expected a finite loss" in str(caught[-1].message)
-    assert "diverged" in result.table().splitlines()[2]
+    assert "failed" in result.table().splitlines()[2]
     assert json.loads(result.to_json())["rows"][0]["nll"] is None
     assert result.rows[1]["accuracy"] > 0.1
     result.save(tmp_path)
@@ -186,23 +186,50 @@ def test_ctrl_c_anywhere_leaves_what_was_complete(where, monkeypatch, tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["interrupted"] is True
 
 
-def test_an_error_in_mid_run_costs_the_row_and_not_the_comparison(monkeypatch):
-    fit, calls = compare.__globals__["fit"], []
+class Breaks(torch.nn.Module):
+    """A linear net whose forward pass fails for good after ``LAST`` passes in train mode, over all copies of it."""
 
-    def stopping(*args, **kwargs):
-        calls.append(1)
-        posterior = fit(*args, **kwargs)
-        if len(calls) == 2:
-            posterior.info |= {"interrupted": True, "error": "the disk is full"}
-        return posterior
+    LAST = 0
 
-    monkeypatch.setitem(compare.__globals__, "fit", stopping)
-    methods = {name: bnn.MAP() for name in ("first", "second", "third")}
-    result = compare("moons", linear, methods, epochs=1, progress=False)
+    def __init__(self, data):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, data.num_outputs)
+
+    def forward(self, x):
+        if self.training:
+            Breaks.LAST -= 1
+            if Breaks.LAST < 0:
+                raise RuntimeError("the disk is full")
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("method", [bnn.MAP(), bnn.SGLD(), bnn.SGLD(lr=0.01, warm_up=0.0, burn_in=0.0, thin=1)])
+def test_an_error_in_mid_run_costs_the_row_and_not_the_comparison(method, monkeypatch, tmp_path):
+    """Without a draw ``fit`` raises it, with draws it returns them, short of the budget of the others."""
+    monkeypatch.setattr(Breaks, "LAST", 10**9)
+    steps = 2 * 7  # of two epochs
+    fit = compare.__globals__["fit"]
+
+    def breaking(model, data, chosen, **options):
+        Breaks.LAST = steps - 3 if chosen is method else 10**9
+        return fit(model, data, chosen, **options)
+
+    monkeypatch.setitem(compare.__globals__, "fit", breaking)
+    methods = {"first": bnn.MAP(lr=0.1), "second": method, "third": bnn.MAP(lr=0.2)}
+    with pytest.warns(UserWarning, match="second, seed 0: .*the disk is full"):
+        result = compare("moons", Breaks, methods, epochs=2, out=tmp_path, progress=False)
     assert not result.interrupted
-    assert [row["method"] for row in result.rows] == ["first", "second", "third"]
     assert [math.isnan(row["nll"]) for row in result.rows] == [False, True, False]
-    assert list(result.fitted) == [("linear", "first"), ("linear", "third")]
+    assert "failed" in result.table().splitlines()[3]
+    assert list(result.fitted) == [("Breaks", "first"), ("Breaks", "third")]
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [row.get("error") for row in rows] == [None, "the disk is full", None]
+
+
+def test_an_error_before_anything_is_complete_is_raised(monkeypatch):
+    monkeypatch.setattr(Breaks, "LAST", 5)
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        compare("moons", Breaks, {"first": bnn.MAP()}, epochs=2, progress=False)
 
 
 def test_a_share_may_be_numpys():
