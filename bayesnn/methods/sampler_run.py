@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,7 +77,7 @@ class SamplerRun(Run):
         if self._needs_some and not self._some:
             # Before the epoch's own iterator opens: a second one beside it would restart a user's loader.
             with isolated(generator(0)):
-                self._some = [self.model.place(x, y) for x, y in islice(batches.peek(), STATISTICS)]  # type: ignore[misc]
+                self._some = [self.model.place(x, y) for x, y in itertools.islice(batches.peek(), STATISTICS)]  # type: ignore[misc]
         if self._method.variance_reduction == "svrg":
             self._anchor = None
 
@@ -192,14 +192,16 @@ class SamplerRun(Run):
 
     def _scales(self) -> list[Tensor] | None:
         """Root of the preconditioner of each parameter, None where it is 1."""
-        if not self._method.layerwise:
-            return self._sampler.scales()
-        return [
-            torch.full((), group["scale"] ** 0.5, dtype=p.dtype, device=p.device)
-            for group in self._sampler.param_groups
-            for p in group["params"]
-            if all(p is not d for d in self._drawn)
-        ]
+        members = [(group, p) for group in self._sampler.param_groups for p in group["params"]]
+        if self._method.layerwise:
+            scales = [torch.full((), group["scale"] ** 0.5, dtype=p.dtype, device=p.device) for group, p in members]
+        else:
+            found = self._sampler.scales()
+            if found is None:
+                return None
+            scales = found
+        moved = [all(p is not d for d in self._drawn) for _, p in members]  # what Gibbs steps draw has no gradient
+        return list(itertools.compress(scales, moved))
 
     def draw(self) -> list[State]:
         return self.snapshot() if self._step in self._kept else []

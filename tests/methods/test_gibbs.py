@@ -170,3 +170,17 @@ def test_refusals() -> None:
         bnn.SGLD(gibbs_every=0)
     with pytest.raises(ValueError, match="shape > 0"):
         bnn.priors.HierarchicalNormal(shape=0.0)
+
+
+@pytest.mark.parametrize("kind", [bnn.SGLD, bnn.PSGLD, bnn.SGHMC])
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_the_look_for_a_step_leaves_out_what_gibbs_steps_draw(kind: Any, layerwise: bool) -> None:
+    """lr=None measures along the parameters that move, each with its own scale."""
+    if kind is bnn.PSGLD and layerwise:
+        pytest.skip("PSGLD has a step of each weight's own")
+    model = bnn.BayesianModel(nn.Linear(D, 1), bnn.priors.Normal(1.0), bnn.likelihoods.Normal()).double()
+    method = kind(gibbs_noise=True, gibbs_every=1, draws=5, layerwise=layerwise)
+    posterior = bnn.fit(model, (X, Y), method, epochs=60, batch_size=None, chains=1, progress=False)
+    scale = posterior.sources[0].tensors()["likelihood.log_scale"]
+    assert len(scale.unique()) == 5
+    assert bool(torch.isfinite(scale).all())
