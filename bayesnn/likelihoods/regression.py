@@ -92,7 +92,7 @@ class Laplace(_Noisy):
         return dist.Laplace(params["loc"], params["scale"], validate_args=False)
 
 
-MOST_TERMS = 64  # degrees of freedom up to which Student's cdf is summed: beyond it scipy's is no slower
+MOST_DF = 64  # degrees of freedom up to which Student's cdf is summed: beyond it scipy's is no slower
 
 
 class StudentT(_Noisy):
@@ -115,7 +115,7 @@ class StudentT(_Noisy):
 
     def cdf(self, params: Params, y: Tensor) -> Tensor:
         z = (y - params["loc"]) / params["scale"]
-        if self.df in range(1, MOST_TERMS):
+        if self.df in range(1, MOST_DF + 1):
             return student_cdf(z, int(self.df))
         from scipy.special import stdtr  # torch has no incomplete beta function
 
@@ -125,23 +125,26 @@ class StudentT(_Noisy):
 def student_cdf(z: Tensor, df: int) -> Tensor:
     """P(t <= z) of Student's t with a whole number of degrees of freedom: a finite sum, and all of it in torch.
 
+    Its absolute error is that of rounding; the relative one in the left tail is not.
+
     With theta = atan(z / sqrt(df)), (1 + A) / 2 (Abramowitz & Stegun 1964, eqs. 26.7.3 and 26.7.4):
 
         A = sin theta (1 + 1/2 cos^2 theta + (1 3)/(2 4) cos^4 theta + ... )                       df even
         A = 2/pi (theta + sin theta (cos theta + 2/3 cos^3 theta + (2 4)/(3 5) cos^5 theta + ...)) df odd
     """
     odd = df % 2
-    root = z / math.sqrt(df)
-    square = 1 / (1 + root.square())  # cos^2 theta
-    term = square.sqrt() if odd else torch.ones_like(z)
+    theta = torch.atan(z / math.sqrt(df))  # pi / 2 at infinity
+    cos = 1 / torch.hypot(z / math.sqrt(df), torch.ones_like(z))  # cos(theta) is rounding where it should vanish
+    square = cos.square()
+    term = cos if odd else torch.ones_like(z)
     series = torch.zeros_like(z)
     for k in range(df // 2):
         series = series + term
         term = term * square * ((2 * k + 2) / (2 * k + 3) if odd else (2 * k + 1) / (2 * k + 2))
-    share = root * square.sqrt() * series  # sin theta times the sum
+    share = torch.sin(theta) * series
     if odd:
-        share = (torch.atan(root) + share) * (2 / math.pi)
-    return 0.5 * (1 + share)
+        share = (theta + share) * (2 / math.pi)
+    return (0.5 * (1 + share)).clamp(0, 1)
 
 
 class LogNormal(_Noisy):

@@ -233,10 +233,15 @@ def test_reset_parameters_starts_the_scale_anew():
     Normal(0.3).reset_parameters()
 
 
-@pytest.mark.parametrize("df", [1, 2, 3, 4, 7, 30, 63])
+@pytest.mark.parametrize("df", [1, 2, 3, 4, 7, 30, 64])
 def test_the_cdf_of_students_t_is_scipys(df):
     """Summed in torch for whole degrees of freedom; elsewhere it is scipy's own."""
     z = torch.linspace(-40.0, 40.0, 2001, dtype=torch.float64)
     torch.testing.assert_close(student_cdf(z, df), torch.as_tensor(stats.t(df).cdf(z)), rtol=0, atol=2e-15)
+    ends = torch.tensor([-torch.inf, -1e30, 1e30, torch.inf])
+    torch.testing.assert_close(student_cdf(ends, df), torch.tensor([0.0, 0.0, 1.0, 1.0]), rtol=0, atol=1e-7)
+    single = student_cdf(z.float(), df)
+    torch.testing.assert_close(single.double(), student_cdf(z, df), rtol=0, atol=1e-6)
+    assert bool(((single >= 0) & (single <= 1)).all())
     params = {"loc": torch.zeros_like(z), "scale": torch.ones_like(z)}
     torch.testing.assert_close(StudentT(df).cdf(params, z), StudentT(df + 1e-9).cdf(params, z), rtol=0, atol=1e-8)
