@@ -40,7 +40,7 @@ class FullRankVI(Variational):
 
     Parameters
     ----------
-    lr : Adam's learning rate.
+    lr : Adam's learning rate; smaller than mean field's, as the noise of A's many numbers goes at the cost of sigma.
     initial_sd : L = initial_sd * I at the start; a posterior of this method or of MeanFieldVI as ``init=`` goes on.
     mc_samples, kl_weight, schedule, kl_warm_up : as in :class:`bayesnn.MeanFieldVI`.
 
@@ -53,6 +53,8 @@ class FullRankVI(Variational):
     Titsias & Lazaro-Gredilla 2014, Doubly stochastic variational Bayes for non-conjugate inference, ICML.
     Kucukelbir et al. 2017, Automatic differentiation variational inference, JMLR 18(14).
     """
+
+    lr: float = 2e-3
 
     def check(self, model: BayesianModel, plan: Plan) -> None:
         super().check(model, plan)

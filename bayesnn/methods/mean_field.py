@@ -38,9 +38,9 @@ class MeanFieldVI(Variational):
     Parameters
     ----------
     lr : Adam's learning rate, for mu and rho alike: rho is a logarithm, so a step changes sigma by a share. Adam moves
-        each by at most lr a step, half of that under a cosine schedule: over S steps rho comes at most ``lr * S / 2``
-        far, and from ``initial_sd`` to the prior's sd it is some 5. A run too short for its lr ends with standard
-        deviations that are too small, whatever its NLL is.
+        each by about lr a step where all gradients agree, and far less where they are noisy: over S steps of a cosine
+        schedule rho comes ``lr * S / 2`` far at best, and from ``initial_sd`` to the prior's sd it is some 5. A run too
+        short for its lr ends with standard deviations that are too small, whatever its NLL is.
     initial_sd : sigma at the start.
     mc_samples : weight samples a step, averaged.
     kl_weight : weight of the KL; 1 is Bayes, anything else is not the posterior.

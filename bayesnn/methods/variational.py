@@ -47,7 +47,7 @@ class Variational(Method):
     kl_warm_up : share of the steps over which the KL's weight rises linearly from 0 to ``kl_weight``.
     """
 
-    default_steps: ClassVar[int] = 20000  # as many gradients as a sampler's four chains take
+    default_steps: ClassVar[int] = 20000  # near the 24,000 of a sampler's four chains
     infers_precisions: ClassVar[bool] = True
 
     lr: float = 1e-2

@@ -231,20 +231,28 @@ def test_mean_field_vi_reaches_the_optimum_of_its_family(name: str, batch: int |
 
 
 def test_the_defaults_of_mean_field_vi_arrive() -> None:
-    """Nothing given but the data: also the sd of a weight that the data do not inform, the widest prior's, is reached.
+    """Nothing given but the data: also the sd of a weight that the data do not inform is reached, that of its prior.
 
-    Its logarithm goes from log 0.01 to log 3; Adam moves it by lr a step at most, and half of that over the schedule.
+    Its logarithm goes from log 0.01 to log 3. Gradients are noisy only in the other weights: this holds what is
+    necessary, and benchmarks/defaults.py what nets need.
     """
     case = problem(s=3.0, columns=50)
     x = case.x.clone()
     x[:, 2] = 0.0
-    posterior = bnn.fit(case.model, (x, case.y), seed=0, method=bnn.MeanFieldVI(), progress=False)
-    sd = posterior.sources[0].tensors()["log_sd/net.weight"].exp().numpy()
+
+    def fitted(method: bnn.MeanFieldVI, epochs: int | None) -> np.ndarray:
+        posterior = bnn.fit(case.model, (x, case.y), method, epochs=epochs, progress=False)
+        sd: np.ndarray = posterior.sources[0].tensors()["log_sd/net.weight"].exp().numpy()
+        return sd
+
+    sd = fitted(bnn.MeanFieldVI(), None)
     optimum = 1 / np.sqrt(np.diag((x.T @ x).numpy() / case.sigma**2 + np.eye(D) / case.s**2))
     assert optimum[2] == case.s
-    # What is left is the noise of the last steps: a few per cent a weight, K weights on average.
-    np.testing.assert_allclose(sd.mean(0), optimum, rtol=0.02)
-    np.testing.assert_allclose(sd[:, 2], case.s, rtol=0.2)
+    # The noise of the last steps, at a vanishing lr, is all that is left; without data there is none.
+    np.testing.assert_allclose(sd.mean(0), optimum, rtol=0.005)
+    np.testing.assert_allclose(sd[:, 2], case.s, rtol=1e-6)
+    # The former defaults are seen.
+    assert (fitted(bnn.MeanFieldVI(lr=2e-3), 5000)[:, 2] < 0.8 * case.s).all()
 
 
 def test_the_closed_kl_is_the_kl() -> None:

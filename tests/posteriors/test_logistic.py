@@ -5,9 +5,11 @@ posterior is neither Normal nor round: weights are correlated, tails are skew. 1
 copies of it; under minibatches they share the noise of the batch, and so count for fewer.
 """
 
+import json
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,5 +59,6 @@ def test_noise_that_is_off_by_a_fifth_is_seen() -> None:
     method, options = CASES["SGHMC"]
     louder = bnn.SGHMC(lr=0.4, temperature=1.2**2, **KEEP)
     assert louder.lr == method.lr
-    with pytest.raises(AssertionError):
-        targets.assert_logistic(sample(louder, options))
+    draws = targets.logistic_draws(sample(louder, options))
+    sd = np.array(json.loads(targets.REFERENCE.read_text())["sd"])
+    assert (draws.std((0, 1, 2), ddof=1) > 1.1 * sd).mean() > 0.9
