@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS)[:-1])
     parser.add_argument("--prior", choices=PRIORS, default="default", help="give each prior an --out of its own")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("results/defaults.json"))
+    parser.add_argument("--out", type=Path, default=Path("results/defaults.json"), help="remove it after a change")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Fashion-MNIST with LeNet5: mean-field VI, a deep ensemble, and SGLD started from MAP nets.
 
     BAYESNN_DATA=DIR python benchmarks/fashion_mnist.py vi --seeds 0 1 2
-    BAYESNN_DATA=DIR python benchmarks/fashion_mnist.py vi --lr 0.01 --gain 3     # the library's defaults: converged
+    BAYESNN_DATA=DIR python benchmarks/fashion_mnist.py vi --lr 0.01 --gain 3     # the library's defaults
     BAYESNN_DATA=DIR python benchmarks/fashion_mnist.py sgld --seeds 0 1 2
 
 ``vi`` takes Adam at 2e-3 by default, at which the standard deviations are still on their way after 30 epochs.
