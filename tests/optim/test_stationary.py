@@ -213,8 +213,17 @@ def banana(w: torch.Tensor) -> torch.Tensor:
     return torch.stack((x - x * off, off), dim=-1)
 
 
+def frozen_psgld(params: list[nn.Parameter], generator: torch.Generator) -> PSGLD:
+    """Steps of 1 and 1/2 for the two coordinates, as the end of an adaptation may leave them."""
+    sampler = PSGLD(params, 0.014, 1, generator=generator)
+    sampler.set_mean_squares({p: torch.tensor([1.0, 4.0]).expand_as(p).clone() for p in params})
+    sampler.freeze()
+    return sampler
+
+
 SAMPLERS: dict[str, Callable[[list[nn.Parameter], torch.Generator], Sampler]] = {
     "SGLD": lambda p, g: SGLD(p, 0.01, 1, generator=g),
+    "PSGLD": frozen_psgld,
     "SGHMC": lambda p, g: SGHMC(p, 0.03, 1, generator=g),
     "SGNHT": lambda p, g: SGNHT(p, 0.03, 1, generator=g),
 }
@@ -223,7 +232,7 @@ SAMPLERS: dict[str, Callable[[list[nn.Parameter], torch.Generator], Sampler]] = 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("target", [correlated, banana])
 def test_correlated_and_curved_targets(name: str, target: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Moments in closed form; SGLD's bias at this step is below 2 %, the others' below 1 %."""
+    """Moments in closed form; the bias at this step is below 2 % for SGLD and PSGLD, below 1 % for the others."""
     n = 20_000
     generator = torch.Generator().manual_seed(2)
     w = nn.Parameter(torch.empty(n, 2).normal_(generator=generator))
@@ -233,7 +242,7 @@ def test_correlated_and_curved_targets(name: str, target: Callable[[torch.Tensor
         sampler.step()
     x, y = w.detach().double().unbind(-1)
     error = 4 * np.sqrt(2 / n)
-    slack = 0.04 if name == "SGLD" else 0.015
+    slack = 0.015 if name in ("SGHMC", "SGNHT") else 0.04
     if target is correlated:
         found = {"Var x": (x.var(), 1.0), "Var y": (y.var(), 1.0), "E xy": ((x * y).mean(), 0.9)}
     else:  # E y = 1/2, Var y = Var(x^2 / 2) + 1 = 1.5
