@@ -162,7 +162,7 @@ def main() -> None:
                 arguments.out.write_text(json.dumps(kept, indent=1))
         runs = [read(name, run) for run in (0, 1) if (FOLDER / f"{name}-{run}.safetensors").exists()]
         hmc = [
-            {**scores(stored, reference, parts[1], problem.regression), "seconds": numbers["seconds"]}
+            {**scores(stored, reference, parts[1], problem.regression), "seconds": numbers.get("seconds", math.nan)}
             for stored, numbers in runs
         ]
         print(table(name, {method: results[method] for method in METHODS if results.get(method)}, hmc), flush=True)

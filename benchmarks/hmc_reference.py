@@ -72,7 +72,7 @@ def digits() -> tuple[bnn.data.Data, bnn.data.Data]:
 
 PROBLEMS = {
     "digits-mlp": Problem(mlp(64, 16, 10), digits, 500),
-    "digits-mlp2": Problem(mlp(64, 32, 32, 10), digits, 500),
+    "digits-mlp2": Problem(mlp(64, 32, 32, 10), digits, 500, lr=0.03),
     "digits-cnn": Problem(digits_cnn, digits, 400),
     "concrete": Problem(mlp(8, 50, 1), lambda: uci_data.load("concrete", 0), 900, lr=4e-3, regression=True),
 }
@@ -98,12 +98,13 @@ def convergence(posterior: bnn.Posterior, x: Tensor) -> dict[str, float]:
     """R-hat and effective draws of what is predicted: class probabilities or conditional means."""
     draws = posterior.predict(x).draws
     rhat, ess = bnn.diagnostics.rhat(draws), bnn.diagnostics.ess(draws)
-    return {
-        "rhat_median": float(np.median(rhat)),
-        "rhat_99": float(np.quantile(rhat, 0.99)),
-        "rhat_max": float(rhat.max()),
-        "ess_median": float(np.median(ess)),
-        "ess_min": float(ess.min()),
+    return {  # R-hat of what never changes, a probability that is 0 in every draw, is not a number
+        "rhat_median": float(np.nanmedian(rhat)),
+        "rhat_99": float(np.nanquantile(rhat, 0.99)),
+        "rhat_max": float(np.nanmax(rhat)),
+        "rhat_undefined": int(np.isnan(rhat).sum()),
+        "ess_median": float(np.nanmedian(ess)),
+        "ess_min": float(np.nanmin(ess)),
     }
 
 
