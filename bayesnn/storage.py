@@ -166,7 +166,8 @@ def _tensors(path: Path, name: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path / name)
+        # Copies, as tensors lie in the file at any byte: a product's last bits depend on how memory is aligned.
+        return {key: value.clone() for key, value in load_file(path / name).items()}
     except (OSError, SafetensorError) as error:
         raise _damaged(path / name, first_line(error)) from error
 
