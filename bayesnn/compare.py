@@ -145,7 +145,7 @@ def compare(
                     if not comparison.rows and not isinstance(error, DivergedError):
                         raise  # nothing is complete yet: an argument that fit refuses is better said at once
                     row["error"] = first_line(error)  # the other methods' results are worth keeping
-                    warnings.warn(f"Left out: {row['error']}", stacklevel=1)
+                    warnings.warn(row["error"], stacklevel=1)
             for warning in caught:  # they shall say whose they are
                 warnings.warn(f"{net_name}, {name}, seed {seed}: {warning.message}", warning.category, stacklevel=2)
             if posterior is not None and posterior.info["interrupted"] and posterior.info["error"] is None:
