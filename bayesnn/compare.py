@@ -89,7 +89,7 @@ def compare(
     Returns
     -------
     Comparison
-        After Ctrl-C, what was complete by then.
+        After Ctrl-C, what was complete by then. A fit that an error ends costs its row, once another is complete.
 
     Raises
     ------

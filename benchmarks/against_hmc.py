@@ -111,9 +111,10 @@ def scores(stored: Tensor, reference: Tensor, test: bnn.data.Data, regression: b
 def table(name: str, results: dict[str, dict[str, dict[str, float]]], hmc: list[dict[str, float]]) -> str:
     """Markdown: mean and standard error over seeds; the total variation paired with the baselines'."""
     columns = ("agreement", "total variation", "NLL", "ECE", "seconds")
-    lines = [f"| {name} | " + " | ".join(columns) + " | TV less ensemble's | TV less VI's |", "|---" * 8 + "|"]
+    head = f"| {name} | seeds | " + " | ".join(columns) + " | TV less ensemble's | TV less VI's |"
+    lines = [head, "|---" * 9 + "|"]
     for label, row in zip(("HMC, reference", "HMC, second run"), hmc, strict=False):
-        lines.append(f"| {label} | " + " | ".join(f"{row[column]:.3g}" for column in columns) + " | | |")
+        lines.append(f"| {label} | 1 | " + " | ".join(f"{row[column]:.3g}" for column in columns) + " | | |")
     for method, by_seed in results.items():
         cells = [_mean([row[column] for row in by_seed.values()]) for column in columns]
         for baseline in BASELINES:
@@ -122,7 +123,7 @@ def table(name: str, results: dict[str, dict[str, dict[str, float]]], hmc: list[
                 by_seed[seed]["total variation"] - results[baseline][seed]["total variation"] for seed in sorted(both)
             ]
             cells.append(_mean(pairs) if pairs and method != baseline else "")
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append(f"| {method} | {len(by_seed)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -135,7 +136,7 @@ def main() -> None:
     """Parse, run what is not there yet, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problems", nargs="+", choices=PROBLEMS)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="none: print what stands in --out")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("results/against_hmc.json"))
     arguments = parser.parse_args()

@@ -115,7 +115,7 @@ class StudentT(_Noisy):
 
     def cdf(self, params: Params, y: Tensor) -> Tensor:
         z = (y - params["loc"]) / params["scale"]
-        if self.df in range(1, MOST_DF + 1):
+        if float(self.df).is_integer() and self.df <= MOST_DF:
             return student_cdf(z, int(self.df))
         from scipy.special import stdtr  # torch has no incomplete beta function
 
@@ -133,8 +133,9 @@ def student_cdf(z: Tensor, df: int) -> Tensor:
         A = 2/pi (theta + sin theta (cos theta + 2/3 cos^3 theta + (2 4)/(3 5) cos^5 theta + ...)) df odd
     """
     odd = df % 2
-    theta = torch.atan(z / math.sqrt(df))  # pi / 2 at infinity
-    cos = 1 / torch.hypot(z / math.sqrt(df), torch.ones_like(z))  # cos(theta) is rounding where it should vanish
+    tan = z / math.sqrt(df)
+    theta = torch.atan(tan)  # pi / 2 at infinity
+    cos = 1 / torch.hypot(tan, torch.ones_like(z))  # cos(theta) is rounding where it should vanish
     square = cos.square()
     term = cos if odd else torch.ones_like(z)
     series = torch.zeros_like(z)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Sequence
+from itertools import compress, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,7 +77,9 @@ class SamplerRun(Run):
         if self._needs_some and not self._some:
             # Before the epoch's own iterator opens: a second one beside it would restart a user's loader.
             with isolated(generator(0)):
-                self._some = [self.model.place(x, y) for x, y in itertools.islice(batches.peek(), STATISTICS)]  # type: ignore[misc]
+                for rows in islice(batches.peek(), STATISTICS):
+                    x, y = self.model.place(*rows)
+                    self._some.append((x, y))
         if self._method.variance_reduction == "svrg":
             self._anchor = None
 
@@ -201,7 +203,7 @@ class SamplerRun(Run):
                 return None
             scales = found
         moved = [all(p is not d for d in self._drawn) for _, p in members]  # what Gibbs steps draw has no gradient
-        return list(itertools.compress(scales, moved))
+        return list(compress(scales, moved))
 
     def draw(self) -> list[State]:
         return self.snapshot() if self._step in self._kept else []
