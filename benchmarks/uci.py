@@ -65,8 +65,8 @@ def warm(method: bnn.methods.Method, epochs: int, full: bool = True) -> Fit:
         model = model_of(noise, train.in_shape[0])
         options: dict[str, Any] = {"chains": CHAINS, "progress": False}
         start = bnn.fit(model, train, bnn.MAP(lr=5e-3), epochs=START, batch_size=BATCH, seed=seed + 1000, **options)
-        batch = None if full else BATCH
-        return bnn.fit(model, train, method, epochs=epochs, batch_size=batch, seed=seed, init=start, **options)
+        options |= {"batch_size": None, "compile": True} if full else {"batch_size": BATCH}
+        return bnn.fit(model, train, method, epochs=epochs, seed=seed, init=start, **options)
 
     return run
 
@@ -100,6 +100,7 @@ def ours(method: str, noise: str, train: bnn.data.Data, test: bnn.data.Data, spl
 
 def peer(train: bnn.data.Data, test: bnn.data.Data, split: int) -> dict[str, float]:
     """sklearn-contrib-bde with 4 members, 1,000 epochs, 5,000 steps of warm-up, 2,000 of sampling, each tenth kept."""
+    import jax
     from bde import BdeRegressor
 
     assert train.target is not None
@@ -111,6 +112,7 @@ def peer(train: bnn.data.Data, test: bnn.data.Data, split: int) -> dict[str, flo
         estimator.fit(train.x.numpy(), train.target.forward(train.y).numpy())
     raw = torch.as_tensor(np.array(estimator.predict(test.x.numpy(), raw=True))).double()
     seconds = time.perf_counter() - began
+    jax.clear_caches()  # what each fit compiles stays mapped: after some fifty of them the process may map no more
     raw = raw.reshape(-1, len(test), 2)  # (member and draw, row, location and raw scale)
     centre, unit = float(train.target.mean), float(train.target.std)
     loc, scale = centre + unit * raw[..., 0], unit * (torch.nn.functional.softplus(raw[..., 1]) + 1e-6)

@@ -37,9 +37,10 @@ class GammaPrecision:
 
     def log_scale(self, parameter: Tensor) -> Any:
         """Distribution of l = log(scale) = -log(precision) / 2, of the shape of ``parameter``."""
-        precision = dist.Gamma(torch.full_like(parameter, self.shape), torch.full_like(parameter, self.rate))
-        half = AffineTransform(parameter.new_zeros(()), parameter.new_full((), -0.5))
-        return dist.TransformedDistribution(precision, [ExpTransform().inv, half]).to_event(parameter.dim())
+        shape, rate = torch.full_like(parameter, self.shape), torch.full_like(parameter, self.rate)
+        precision = dist.Gamma(shape, rate, validate_args=False)
+        maps = [ExpTransform().inv, AffineTransform(parameter.new_zeros(()), parameter.new_full((), -0.5))]
+        return dist.TransformedDistribution(precision, maps, validate_args=False).to_event(parameter.dim())
 
     def config(self) -> dict[str, Any]:
         return {"kind": "GammaPrecision", **asdict(self)}
@@ -59,7 +60,7 @@ class LogNormalScale:
     def log_scale(self, parameter: Tensor) -> Any:
         """Distribution of l = log(scale), of the shape of ``parameter``."""
         loc, scale = parameter.new_full((), math.log(self.median)), parameter.new_full((), self.spread)
-        return dist.Normal(loc, scale).expand(parameter.shape).to_event(parameter.dim())
+        return dist.Normal(loc, scale, validate_args=False).expand(parameter.shape).to_event(parameter.dim())
 
     def config(self) -> dict[str, Any]:
         return {"kind": "LogNormalScale", **asdict(self)}

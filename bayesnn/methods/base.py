@@ -70,6 +70,7 @@ class Plan:
     random_net : whether the net in train mode draws random numbers of its own (dropout, wherever it is called).
     fresh : whether the chains start from fresh initial weights.
     independent : whether rows are drawn with replacement, ``order="iid"``: a batch of N rows is then not all of them.
+    compile : whether the gradient is compiled.
     """
 
     num_data: int
@@ -80,6 +81,7 @@ class Plan:
     random_net: bool = False
     fresh: bool = False
     independent: bool = False
+    compile: bool = False
 
     @property
     def steps(self) -> int:
@@ -97,6 +99,7 @@ class Method(ABC):
     coupled : True when the chains interact and one Run holds them all.
     default_chains, default_steps : what ``fit`` takes when the user says nothing.
     infers_precisions : True when the method can infer the precisions of hierarchical priors.
+    compiles : True when the method can take compiled gradients.
     """
 
     access: ClassVar[Literal["minibatch", "full"]] = "minibatch"
@@ -106,6 +109,7 @@ class Method(ABC):
     default_steps: ClassVar[int] = 4000
     is_sampler: ClassVar[bool] = False
     infers_precisions: ClassVar[bool] = False
+    compiles: ClassVar[bool] = False
     schedule: Schedule = "constant"
 
     def check(self, model: BayesianModel, plan: Plan) -> None:

@@ -23,6 +23,7 @@ from bayesnn.methods.base import (
     refuse_dropout,
     refuse_running_statistics,
 )
+from bayesnn.methods.compiled import CompiledPotential
 from bayesnn.methods.flat import FlatWeights, normal_priors
 from bayesnn.model import BayesianModel
 
@@ -43,6 +44,7 @@ class FullBatchMethod(Method):
 
     access: ClassVar[Literal["minibatch", "full"]] = "full"
     is_sampler: ClassVar[bool] = True
+    compiles: ClassVar[bool] = True
     default_chains: ClassVar[int] = 4
 
     temperature: float = 1.0
@@ -89,8 +91,9 @@ class FullBatchMethod(Method):
 class Potential:
     """U(w) / T = -(log p(w) + sum_i log p(y_i | x_i, w)) / T and its gradient, at the weights in ``vector``.
 
-    One evaluation is one forward and one backward pass of the net over all rows, on its own parameters. A Normal
-    prior is added in closed form and without its constant: a potential is known up to a constant anyway.
+    One evaluation is one forward and one backward pass of the net over all rows, on its own parameters; with
+    ``compile`` both are one call of compiled code. A Normal prior is added in closed form and without its constant: a
+    potential is known up to a constant anyway.
 
     Attributes
     ----------
@@ -98,7 +101,7 @@ class Potential:
     evaluations : gradients taken over all rows.
     """
 
-    def __init__(self, model: BayesianModel, temperature: float, chunk: int) -> None:
+    def __init__(self, model: BayesianModel, temperature: float, chunk: int, compile: bool = False) -> None:
         self._model, self._T, self._chunk = model, temperature, chunk
         self.weights = FlatWeights(model.bayesian_parameters())
         self.vector = self.weights.vector
@@ -106,8 +109,10 @@ class Potential:
         self._loc, self._precision, others = normal_priors(model, self.weights)
         self._others = prior_terms(model, others)
         self._has_normal = bool(self._precision.any())
+        self._compiled = CompiledPotential(model, self.weights, self._loc, self._precision, others) if compile else None
         self._rows: Sequence[tuple[Tensor, Tensor]] = ()
         self._x: Tensor | None = None
+        self._last = math.nan, math.nan  # U / T, and the priors' part of U, where it was last evaluated
 
     def on(self, x: Tensor, y: Tensor) -> None:
         """Take these rows for the data; the same ones as before cost nothing."""
@@ -120,25 +125,35 @@ class Potential:
 
         Infinity where the weights are not finite, a trajectory that has flown off: no density would take them.
         """
-        if not bool(torch.isfinite(self.vector).all()):
+        if self._compiled is not None:
+            self.evaluations += 1
+            energy, prior, gradient = self._compiled(self._rows)
+        elif not bool(torch.isfinite(self.vector).all()):
             return math.inf, torch.zeros_like(self.vector)
-        self.evaluations += 1
+        else:
+            self.evaluations += 1
+            energy, prior, gradient = self._plain()
+        self._last = energy / self._T, prior
+        return energy / self._T, gradient.div_(self._T)
+
+    def _plain(self) -> tuple[float, float, Tensor]:
+        """U, the priors' part of it, and the gradient, by one backward pass of the net as it is."""
         clear_gradients(self.weights.parameters.values())
-        energy = 0.0
+        energy = of_priors = 0.0
         with torch.enable_grad():
             prior = prior_loss(self._others, 1)
+            of_priors += float(prior) if isinstance(prior, float) else float(prior.detach())
             for x, y in self._rows:
                 log_likelihood = self._model.log_likelihood(x, y)
                 (prior - log_likelihood.sum()).backward()
-                energy += float(prior) if isinstance(prior, float) else float(prior.detach())
                 energy -= float(log_likelihood.detach().sum(dtype=torch.float64))
                 prior = 0.0  # it is counted once
         gradient = self.weights.gradient(out=None)
         if self._has_normal:
             normal, pull = self._normal_prior()
-            energy += normal
+            of_priors += normal
             gradient.add_(pull)
-        return energy / self._T, gradient.div_(self._T)
+        return energy + of_priors, of_priors, gradient
 
     def _normal_prior(self) -> tuple[float, Tensor]:
         """sum (w - m)^2 / (2 s^2) over the weights with a Normal(m, s^2) prior, and its gradient."""
@@ -156,7 +171,9 @@ class Potential:
         """Mean negative log likelihood of the rows where U / T is ``energy``, at the present weights, shape ()."""
         if not math.isfinite(energy):
             return torch.tensor(energy, dtype=torch.float64)
-        return torch.tensor((self._T * energy - self.prior()) / self.num_data, dtype=torch.float64)
+        last, of_priors = self._last
+        prior = of_priors if energy == last else self.prior()
+        return torch.tensor((self._T * energy - prior) / self.num_data, dtype=torch.float64)
 
 
 class Climb:

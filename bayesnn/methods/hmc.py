@@ -163,7 +163,7 @@ class _HamiltonianRun(Run):
             model.load_state(init.last())
         self._method = method
         self._climbs = method.map_steps if init is None else 0
-        self._potential = Potential(model, method.temperature, method.chunk)
+        self._potential = Potential(model, method.temperature, method.chunk, plan.compile)
         self._energy = _Energy(self._potential)
         self._kernel = method.make_kernel(self._energy)
         self._z: dict[str, Tensor] | None = None

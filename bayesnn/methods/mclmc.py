@@ -159,7 +159,7 @@ class _MCLMCRun(Run):
         if init is not None:
             model.load_state(init.last())
         self._method = method
-        self._potential = Potential(model, method.temperature, method.chunk)
+        self._potential = Potential(model, method.temperature, method.chunk, plan.compile)
         self._warm_steps = int(method.warm_up * plan.steps) if init is None else 0
         self._unkept = method.unkept_steps(plan.steps)
         self._kept = method.kept_steps(plan.steps)
