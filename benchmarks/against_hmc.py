@@ -50,7 +50,9 @@ def warm(make: Make, epochs: int, batch: int | None = 64) -> Fit:
             problem.model(), train, bnn.MAP(lr=5e-3), epochs=START, chains=CHAINS, seed=1000 + seed, progress=False
         )
         options: dict[str, Any] = {"epochs": epochs, "chains": CHAINS, "seed": seed, "progress": False}
-        return bnn.fit(problem.model(), train, make(problem), init=start, batch_size=batch, **options)
+        method = make(problem)
+        options["compile"] = problem.compile and method.compiles
+        return bnn.fit(problem.model(), train, method, init=start, batch_size=batch, **options)
 
     return run
 

@@ -23,7 +23,9 @@ from bayesnn.rng import Streams, isolated
 
 def problems() -> dict[str, tuple[nn.Module, tuple[Tensor, Tensor]]]:
     digits, _ = bnn.data.load("digits")
+    x = torch.randn(927, 8, generator=torch.Generator().manual_seed(0))
     return {
+        "MLP 8-50-10, 927 rows": (bnn.nets.MLP(8, (50,), 10), (x, x.argmax(1))),
         "MLP 64-16-10, 1437 rows": (bnn.nets.MLP(64, (16,), 10), (digits.x.flatten(1), digits.y)),
         "LeNet5 8x8, 1437 rows": (bnn.nets.LeNet5((1, 8, 8), 10), (digits.x, digits.y)),
     }
@@ -40,9 +42,11 @@ def plain(net: nn.Module, x: Tensor, y: Tensor) -> float:
     return time.process_time() - began
 
 
-def sampler(method: FullBatchMethod, model: bnn.BayesianModel, x: Tensor, y: Tensor, steps: int) -> Iterator[float]:
+def sampler(
+    method: FullBatchMethod, model: bnn.BayesianModel, x: Tensor, y: Tensor, steps: int, compile: bool
+) -> Iterator[float]:
     """A generator of seconds a gradient, some steps at a time."""
-    run = method.start(model.copy(), Plan(len(x), len(x), 10**6, 1, 1), Streams(0, 0))
+    run = method.start(model.copy(), Plan(len(x), len(x), 10**6, 1, 1, compile=compile), Streams(0, 0))
     with isolated(run.streams.fence):
         run.step(x, y)
     while True:
@@ -66,7 +70,11 @@ def main() -> None:
     }
     for name, (net, (x, y)) in problems().items():
         model = bnn.BayesianModel(net, bnn.priors.Normal(1.0), bnn.likelihoods.Categorical())
-        timers = {key: sampler(method, model, x, y, steps) for key, (method, steps) in methods.items()}
+        timers = {
+            f"{key}, compiled" if compile else key: sampler(method, model, x, y, steps, compile)
+            for key, (method, steps) in methods.items()
+            for compile in (False, True)
+        }
         seconds: dict[str, list[float]] = {"plain": [], **{key: [] for key in timers}}
         for _ in range(rounds):
             seconds["plain"].append(statistics.median(plain(net, x, y) for _ in range(3)))
