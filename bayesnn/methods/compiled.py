@@ -1,4 +1,4 @@
-"""A potential and its gradient over all weights as one compiled function of the flat vector."""
+"""A potential as a pure function of the flat vector of weights, which torch can compile, alone or inside of another."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Size, Tensor, nn
@@ -20,53 +20,75 @@ from bayesnn.model import BayesianModel
 # What is compiled is kept for the process, by the form of the net and the shapes of the data: chains and later fits of
 # the same form compile nothing. torch's own limit, all that an older one knows, is eight forms.
 FORMS = 64
-Names = tuple[tuple[str, Size], ...]
-Priors = tuple[tuple[str, Any], ...]
-Evaluated = tuple[Tensor, tuple[Tensor, Tensor]]  # gradient, (potential, the priors' part of it)
+Evaluated = tuple[Tensor, Tensor, Tensor]  # U / T, its gradient, and the priors' part of U
 
 
-class CompiledPotential:
-    """-log p(w) - sum_i log p(y_i | x_i, w), in float64, and its gradient as one vector: one call of compiled code.
+class Density(NamedTuple):
+    """What a potential is made of, in a form that compiled code takes. The net is the model's own.
 
-    One call has the overhead of one operation, where the plain backward pass has that of every operation of the net:
-    it pays where nets and data are small. The net is the model's own, at whatever the flat weights hold.
-
-    Parameters
+    Attributes
     ----------
-    model, weights : the model, and all its weights with a prior.
+    likelihood : module whose forward pass is the model's log likelihood.
+    names : of the parameters in the module, with their shapes, in the order of the vector.
     loc, precision : of the Normal priors, a number for each weight; precision 0 where the prior is another.
-    others : names of the parameters with other priors.
+    others : the other priors, by name.
+    rows : the data, in the pieces that go through the net at once.
+    temperature : T.
     """
 
-    def __init__(
-        self, model: BayesianModel, weights: FlatWeights, loc: Tensor, precision: Tensor, others: Sequence[str]
-    ) -> None:
-        self._likelihood, self._vector = _LogLikelihood(model), weights.vector
-        self._names: Names = tuple((f"model.{name}", p.shape) for name, p in weights.parameters.items())
-        self._loc, self._precision = loc, precision
-        self._others: Priors = tuple((f"model.{name}", _unvalidated(model.log_priors[name])) for name in others)
+    likelihood: nn.Module
+    names: tuple[tuple[str, Size], ...]
+    loc: Tensor
+    precision: Tensor
+    others: tuple[tuple[str, Any], ...]
+    rows: tuple[tuple[Tensor, Tensor], ...]
+    temperature: float
 
-    def __call__(self, rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float, Tensor]:
-        """(the potential, infinite where a weight is not finite; the part of it that is the priors'; its gradient).
 
-        Raises
-        ------
-        RuntimeError : torch.compile cannot capture the net or a prior, or there is no C++ compiler.
-        """
-        priors: tuple[Tensor, Priors] = self._precision, self._others
-        energy, of_priors, gradient = 0.0, 0.0, torch.zeros_like(self._vector)
-        for x, y in rows:
-            try:
-                with torch.no_grad():
-                    arguments = (self._vector, self._likelihood, self._names, self._loc, *priors, x, y)
-                    slope, (value, prior) = _compiled()(*arguments)
-            except Exception as error:  # of the compiler, in whichever of its stages
-                raise RuntimeError(
-                    f"Expected a net that torch.compile can capture, got {first_line(error)}: leave compile=True out."
-                ) from error
-            energy, of_priors, gradient = energy + float(value), of_priors + float(prior), gradient.add_(slope)
-            priors = torch.zeros_like(self._precision), ()  # they are counted once
-        return energy, of_priors, gradient
+def density_of(
+    model: BayesianModel,
+    weights: FlatWeights,
+    loc: Tensor,
+    precision: Tensor,
+    others: Sequence[str],
+    temperature: float,
+) -> Density:
+    """The density without its rows; ``weights`` are all that have a prior."""
+    names = tuple((f"model.{name}", parameter.shape) for name, parameter in weights.parameters.items())
+    priors = tuple((f"model.{name}", _unvalidated(model.log_priors[name])) for name in others)
+    return Density(_LogLikelihood(model), names, loc, precision, priors, (), temperature)
+
+
+def evaluate(vector: Tensor, density: Density) -> Evaluated:
+    """U / T, with U = -log p(w) - sum_i log p(y_i | x_i, w) in float64, its gradient, and -log p(w).
+
+    Infinite where a weight is not finite. The constants of Normal priors are left out.
+    """
+    gradient, of_priors = grad_and_value(_prior_part)(vector, density)
+    energy = of_priors
+    for x, y in density.rows:
+        slope, value = grad_and_value(_data_part)(vector, density, x, y)
+        gradient, energy = gradient + slope, energy + value
+    energy = torch.where(torch.isfinite(vector).all(), energy, math.inf)
+    return energy / density.temperature, gradient / density.temperature, of_priors
+
+
+def _prior_part(vector: Tensor, density: Density) -> Tensor:
+    value = 0.5 * ((vector - density.loc).square() * density.precision).sum(dtype=torch.float64)
+    weights = _named(vector, density)
+    for name, prior in density.others:
+        value = value - prior.log_prob(weights[name]).sum(dtype=torch.float64)
+    return value
+
+
+def _data_part(vector: Tensor, density: Density, x: Tensor, y: Tensor) -> Tensor:
+    rows: Tensor = functional_call(density.likelihood, _named(vector, density), (x, y))
+    return -rows.sum(dtype=torch.float64)
+
+
+def _named(vector: Tensor, density: Density) -> dict[str, Tensor]:
+    parts = vector.split([shape.numel() for _, shape in density.names])
+    return {name: part.view(shape) for (name, shape), part in zip(density.names, parts, strict=True)}
 
 
 class _LogLikelihood(nn.Module):
@@ -89,34 +111,25 @@ def _unvalidated(prior: Any) -> Any:
     return prior
 
 
-def _potential(
-    vector: Tensor,
-    likelihood: nn.Module,
-    names: Names,
-    loc: Tensor,
-    precision: Tensor,
-    others: Priors,
-    x: Tensor,
-    y: Tensor,
-) -> tuple[Tensor, Tensor]:
-    parts = vector.split([shape.numel() for _, shape in names])
-    weights = {name: part.view(shape) for (name, shape), part in zip(names, parts, strict=True)}
-    rows: Tensor = functional_call(likelihood, weights, (x, y))
-    of_priors = 0.5 * ((vector - loc).square() * precision).sum(dtype=torch.float64)
-    for name, prior in others:
-        of_priors = of_priors - prior.log_prob(weights[name]).sum(dtype=torch.float64)
-    energy = of_priors - rows.sum(dtype=torch.float64)
-    return torch.where(torch.isfinite(vector).all(), energy, math.inf), of_priors.detach()
+def call_compiled(function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(*arguments)`` without gradients, compiled at the first call.
 
-
-def _gradient_and_value(*arguments: Any) -> Evaluated:
-    evaluated: Evaluated = grad_and_value(_potential, has_aux=True)(*arguments)
-    return evaluated
+    Raises
+    ------
+    RuntimeError : torch.compile cannot capture the function's net or priors, or there is no C++ compiler.
+    """
+    try:
+        with torch.no_grad():
+            return _compiled(function)(*arguments)
+    except Exception as error:  # of the compiler, in whichever of its stages
+        raise RuntimeError(
+            f"Expected a net that torch.compile can capture, got {first_line(error)}: leave compile=True out."
+        ) from error
 
 
 @functools.cache
-def _compiled() -> Callable[..., Evaluated]:
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     known = inspect.signature(torch.compile).parameters
     limit: dict[str, Any] = {"recompile_limit": FORMS} if "recompile_limit" in known else {}
     # Of fixed shapes: a full batch has but one, and code for any shape is slower.
-    return torch.compile(_gradient_and_value, fullgraph=True, dynamic=False, **limit)
+    return torch.compile(function, fullgraph=True, dynamic=False, **limit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -23,7 +23,7 @@ from bayesnn.methods.base import (
     refuse_dropout,
     refuse_running_statistics,
 )
-from bayesnn.methods.compiled import CompiledPotential
+from bayesnn.methods.compiled import Density, Evaluated, call_compiled, density_of, evaluate
 from bayesnn.methods.flat import FlatWeights, normal_priors
 from bayesnn.model import BayesianModel
 
@@ -91,9 +91,10 @@ class FullBatchMethod(Method):
 class Potential:
     """U(w) / T = -(log p(w) + sum_i log p(y_i | x_i, w)) / T and its gradient, at the weights in ``vector``.
 
-    One evaluation is one forward and one backward pass of the net over all rows, on its own parameters; with
-    ``compile`` both are one call of compiled code. A Normal prior is added in closed form and without its constant: a
-    potential is known up to a constant anyway.
+    One evaluation is one forward and one backward pass of the net over all rows, on its own parameters. With
+    ``compile`` both are one call of compiled code, which has the overhead of one operation, where the plain backward
+    pass has that of every operation of the net: it pays where nets and data are small. A Normal prior is added in
+    closed form and without its constant: a potential is known up to a constant anyway.
 
     Attributes
     ----------
@@ -109,35 +110,47 @@ class Potential:
         self._loc, self._precision, others = normal_priors(model, self.weights)
         self._others = prior_terms(model, others)
         self._has_normal = bool(self._precision.any())
-        self._compiled = CompiledPotential(model, self.weights, self._loc, self._precision, others) if compile else None
+        self._density = (
+            density_of(model, self.weights, self._loc, self._precision, others, temperature) if compile else None
+        )
         self._rows: Sequence[tuple[Tensor, Tensor]] = ()
         self._x: Tensor | None = None
-        self._last = math.nan, math.nan  # U / T, and the priors' part of U, where it was last evaluated
 
     def on(self, x: Tensor, y: Tensor) -> None:
         """Take these rows for the data; the same ones as before cost nothing."""
         if x is not self._x:
             self._x, self.num_data = x, len(x)
             self._rows = list(zip(x.split(self._chunk), y.split(self._chunk), strict=True))
+            if self._density is not None:
+                self._density = self._density._replace(rows=tuple(self._rows))
 
     def __call__(self) -> tuple[float, Tensor]:
         """(U / T, its gradient as a new vector); the sum over rows is in float64, whatever the net computes in.
 
         Infinity where the weights are not finite, a trajectory that has flown off: no density would take them.
         """
-        if self._compiled is not None:
-            self.evaluations += 1
-            energy, prior, gradient = self._compiled(self._rows)
-        elif not bool(torch.isfinite(self.vector).all()):
-            return math.inf, torch.zeros_like(self.vector)
-        else:
-            self.evaluations += 1
-            energy, prior, gradient = self._plain()
-        self._last = energy / self._T, prior
-        return energy / self._T, gradient.div_(self._T)
+        energy, gradient, _ = self.through(_at, 1, self.vector)
+        return float(energy), gradient
 
-    def _plain(self) -> tuple[float, float, Tensor]:
-        """U, the priors' part of it, and the gradient, by one backward pass of the net as it is."""
+    def through(self, function: Callable[..., Any], evaluations: int, *arguments: Any) -> Any:
+        """``function(*arguments, evaluate, density)``, which evaluates the potential so often, compiled if that is so.
+
+        It gets the potential as ``evaluate(vector, density)``, see :func:`bayesnn.methods.compiled.evaluate`, and has
+        to be pure: what is compiled changes nothing in place.
+        """
+        if self._density is not None:
+            self.evaluations += evaluations
+            return call_compiled(function, *arguments, evaluate, self._density)
+        return function(*arguments, self._plain, None)
+
+    def _plain(self, vector: Tensor, _: None) -> Evaluated:
+        """The potential at ``vector``, where the weights then are, by one backward pass of the net as it is."""
+        if vector is not self.vector:
+            self.vector.copy_(vector)
+        if not bool(torch.isfinite(vector).all()):
+            infinity = torch.tensor(math.inf, dtype=torch.float64)
+            return infinity, torch.zeros_like(vector), infinity
+        self.evaluations += 1
         clear_gradients(self.weights.parameters.values())
         energy = of_priors = 0.0
         with torch.enable_grad():
@@ -153,7 +166,8 @@ class Potential:
             normal, pull = self._normal_prior()
             of_priors += normal
             gradient.add_(pull)
-        return energy + of_priors, of_priors, gradient
+        both = torch.tensor(((energy + of_priors) / self._T, of_priors), dtype=torch.float64)
+        return both[0], gradient.div_(self._T), both[1]
 
     def _normal_prior(self) -> tuple[float, Tensor]:
         """sum (w - m)^2 / (2 s^2) over the weights with a Normal(m, s^2) prior, and its gradient."""
@@ -167,13 +181,19 @@ class Potential:
             normal = self._normal_prior()[0] if self._has_normal else 0.0
             return normal + float(prior_loss(self._others, 1))
 
-    def mean_nll(self, energy: float) -> Tensor:
-        """Mean negative log likelihood of the rows where U / T is ``energy``, at the present weights, shape ()."""
+    def mean_nll(self, energy: float, of_priors: float | None = None) -> Tensor:
+        """Mean negative log likelihood of the rows where U / T is ``energy``, shape ().
+
+        ``of_priors`` is -log p(w) there; by default it is that of the present weights.
+        """
         if not math.isfinite(energy):
             return torch.tensor(energy, dtype=torch.float64)
-        last, of_priors = self._last
-        prior = of_priors if energy == last else self.prior()
+        prior = self.prior() if of_priors is None else of_priors
         return torch.tensor((self._T * energy - prior) / self.num_data, dtype=torch.float64)
+
+
+def _at(vector: Tensor, evaluate: Callable[..., Evaluated], density: Density | None) -> Evaluated:
+    return evaluate(vector, density)
 
 
 class Climb:

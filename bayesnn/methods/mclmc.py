@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from bayesnn.data.batches import Batches, Loader
 from bayesnn.diagnostics import ess
 from bayesnn.errors import fraction, positive, unknown
 from bayesnn.methods.base import Plan, Run
+from bayesnn.methods.compiled import Evaluated
 from bayesnn.methods.full_batch import Climb, FullBatchMethod, Potential
 from bayesnn.model import BayesianModel, State
 from bayesnn.rng import Streams
@@ -36,8 +38,8 @@ L_RANGE = (0.5, 2.0)  # of the spread: a longer L leaves the energy of some dire
 LOUD = 10.0  # times the wanted energy variance: worth a warning
 # What a chain's state is beside the weights: see _MCLMCRun.
 _STATE = (
-    "_step", "_scale", "_L", "_spread", "_size", "_u", "_energy", "_gradient", "_mean", "_square", "_count", "_path",
-    "_errors", "_all_errors",
+    "_step", "_scale", "_L", "_spread", "_size", "_u", "_energy", "_of_priors", "_gradient", "_mean", "_square",
+    "_count", "_path", "_errors", "_all_errors",
 )  # fmt: skip
 
 
@@ -110,20 +112,44 @@ def refresh(u: Tensor, nu: float, generator: torch.Generator) -> Tensor:
     return mixed.div_(mixed.norm())
 
 
-def turn(u: Tensor, gradient: Tensor, eps: float) -> tuple[Tensor, float]:
+def turn(u: Tensor, gradient: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     """The direction after a time ``eps`` in the constant ``gradient`` of U / T, and the kinetic energy gained.
 
     The hyperbolic functions are divided by exp(delta) / 2, with zeta = exp(-delta): nothing overflows.
     """
-    norm, dims = float(gradient.norm()), u.numel() - 1
-    if norm == 0:
-        return u, 0.0
-    e = gradient / -norm
-    delta, along = eps * norm / dims, max(-1.0, min(1.0, float(e.dot(u))))
-    zeta = math.exp(-delta)
-    turned = e.mul_((1 - zeta) * (1 + zeta + along * (1 - zeta))).add_(u, alpha=2 * zeta)
-    gained = dims * (delta - math.log(2) + math.log1p(along + (1 - along) * zeta**2))
-    return turned.div_(turned.norm()), gained
+    norm, dims = gradient.norm().double(), u.numel() - 1
+    e = gradient / -norm.clamp(min=torch.finfo(gradient.dtype).tiny)
+    delta, along = eps * norm / dims, e.dot(u).double().clamp(-1.0, 1.0)
+    zeta = torch.exp(-delta)
+    turned = e * ((1 - zeta) * (1 + zeta + along * (1 - zeta))) + u * (2 * zeta)
+    gained = dims * (delta - math.log(2) + torch.log1p(along + (1 - along) * zeta.square()))
+    return turned / turned.norm(), gained
+
+
+def leap(
+    vector: Tensor,
+    scale: Tensor,
+    u: Tensor,
+    gradient: Tensor,
+    eps: Tensor,
+    integrator: str,
+    evaluate: Callable[[Tensor, Any], Evaluated],
+    density: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """One step of the scaled weights w / scale, after u has been refreshed.
+
+    Returns the new weights, direction and gradient of U / T; U / T, the priors' part of U, and the kinetic energy
+    gained, each of shape (), float64.
+    """
+    parts, last = INTEGRATORS[integrator]
+    energy = of_priors = kinetic = torch.zeros((), dtype=torch.float64)
+    for turned, moved in parts:
+        u, gained = turn(u, gradient * scale, turned * eps)
+        vector = vector + moved * eps * scale * u
+        energy, gradient, of_priors = evaluate(vector, density)
+        kinetic = kinetic + gained
+    u, gained = turn(u, gradient * scale, last * eps)
+    return vector, u, gradient, energy, of_priors, kinetic + gained
 
 
 class _StepSize:
@@ -170,7 +196,7 @@ class _MCLMCRun(Run):
         self._L = self._spread = math.sqrt(dims)
         self._size = _StepSize(0.25 * math.sqrt(dims), dims * method.energy_variance)
         self._u: Tensor | None = None
-        self._energy, self._gradient = math.nan, torch.empty(0)
+        self._energy, self._of_priors, self._gradient = math.nan, math.nan, torch.empty(0)
         self._mean, self._square, self._count = torch.zeros_like(self._scale), torch.zeros_like(self._scale), 0
         self._watched = torch.linspace(0, dims - 1, min(WATCHED, dims)).long().to(self._scale.device)
         self._path: list[Tensor] = []
@@ -181,39 +207,45 @@ class _MCLMCRun(Run):
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         self._potential.on(x, y)
         if self._climb is not None and self._step < self._warm_steps:
-            energy = self._climb.step()
+            nll = self._potential.mean_nll(self._climb.step())
         else:
             if self._u is None:
                 self._u = refresh(torch.zeros_like(self._scale), 1.0, self.streams.noise)
                 self._energy, self._gradient = self._potential()
+                self._of_priors = self._potential.prior()
             self._move(tuning=self._step < self._unkept)
             if self._step < self._unkept:
                 self._tune(self._step - self._warm_steps)
-            energy = self._energy
+            nll = self._potential.mean_nll(self._energy, self._of_priors)
         self._step += 1
         self.gradient_evaluations = self._potential.evaluations
-        return self._potential.mean_nll(energy)
+        return nll
 
     def _move(self, tuning: bool) -> None:
         """One step of the scaled weights w / scale, taken back in the tuning where the energy jumps."""
         assert self._u is not None
-        vector, scale, eps = self._potential.vector, self._scale, self._size.eps
-        before = (vector.clone(), self._energy, self._gradient) if tuning else None
+        vector, eps = self._potential.vector, self._size.eps
+        before = (vector.clone(), self._energy, self._of_priors, self._gradient) if tuning else None
         nu = math.sqrt(math.expm1(2 * eps / self._L) / self._dims)
-        u, error = refresh(self._u, nu, self.streams.noise), -self._energy
-        parts, last = INTEGRATORS[self._method.integrator]
-        for turned, moved in parts:
-            u, gained = turn(u, self._gradient * scale, turned * eps)
-            vector.addcmul_(u, scale, value=moved * eps)
-            self._energy, self._gradient = self._potential()
-            error += gained
-        u, gained = turn(u, self._gradient * scale, last * eps)
-        self._u, error = u, error + gained + self._energy
+        u, integrator = refresh(self._u, nu, self.streams.noise), self._method.integrator
+        moved, self._u, self._gradient, *numbers = self._potential.through(
+            leap,
+            len(INTEGRATORS[integrator][0]),
+            vector,
+            self._scale,
+            u,
+            self._gradient,
+            torch.tensor(eps, dtype=torch.float64),
+            integrator,
+        )
+        vector.copy_(moved)
+        error, (self._energy, self._of_priors, gained) = -self._energy, map(float, numbers)
+        error += self._energy + gained
         if before is None:
             self._errors.append(error)
         elif not self._size.update(error):
             vector.copy_(before[0])
-            self._energy, self._gradient = before[1:]
+            self._energy, self._of_priors, self._gradient = before[1:]
             self._u = refresh(torch.zeros_like(u), 1.0, self.streams.noise)
 
     def _tune(self, step: int) -> None:
