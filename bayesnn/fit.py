@@ -68,8 +68,10 @@ def fit(
     order : ``"reshuffle"`` (each row once an epoch), ``"iid"`` (rows drawn with replacement), ``"sequential"``.
     num_data : N, where ``data`` is a loader that does not tell.
     device : where to compute.
-    compile : for HMC, NUTS and MCLMC: compile the gradient over all rows (torch.compile; the first gradient then takes
-        seconds, and those of small nets after it a fraction of their time). Draws differ from plain ones by rounding.
+    compile : compile loss and gradient (torch.compile): the first of a form of net and batch takes seconds, and those
+        after it, where net and batch are small, a fraction of their time. Numbers differ from plain ones by rounding.
+        Not for MCDropout, SVGD, PyroVI, GibbsLinear and the estimators of MeanFieldVI, nor for nets with dropout or
+        running statistics.
     progress : show a progress bar, and before a long run the expected seconds and bytes.
 
     Returns
@@ -116,7 +118,11 @@ def fit(
         )
     if compile and not method.compiles:
         raise ValueError(
-            f"Expected compile=False for {type(method).__name__}, got True: HMC, NUTS and MCLMC can be compiled."
+            f"Expected compile=False for {type(method).__name__}, got True: its gradients cannot be compiled."
+        )
+    if compile and (plan.random_net or model.moving):
+        raise ValueError(
+            "Expected compile=False for a net with dropout or running statistics, got True: such passes are not pure."
         )
     method.check(model, plan)
     if chains > 1 and init == "fresh":

@@ -83,6 +83,7 @@ METHODS: dict[str, Fit] = {
         lambda p: bnn.SGHMC(lr=p.lr, momentum=0.95, burn_in=0.0, draws=DRAWS, cycles=4, exploration=0.2), 6000, 512
     ),
     "SGNHT, from MAP": warm(lambda p: bnn.SGNHT(lr=p.lr, momentum=0.95, **KEEP), 6000, 512),
+    "NUTS, from MAP": warm(lambda p: bnn.NUTS(draws=DRAWS), 200, None),
     "MCLMC, from MAP": warm(lambda p: bnn.MCLMC(burn_in=0.3, draws=DRAWS), 8000, None),
 }
 

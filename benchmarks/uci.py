@@ -78,7 +78,8 @@ def plain(method: bnn.methods.Method, epochs: int, chains: int = 1, dropout: flo
 
     def run(noise: str, train: bnn.data.Data, seed: int, starts: Starts) -> bnn.Posterior:
         model = model_of(noise, train.in_shape[0], dropout=dropout)
-        return bnn.fit(model, train, method, epochs=epochs, chains=chains, batch_size=BATCH, seed=seed, progress=False)
+        options: dict[str, Any] = {"chains": chains, "compile": method.compiles, "progress": False}
+        return bnn.fit(model, train, method, epochs=epochs, batch_size=BATCH, seed=seed, **options)
 
     return run
 
@@ -89,7 +90,7 @@ def warm(method: bnn.methods.Method, epochs: int, full: bool = True) -> Fit:
     def run(noise: str, train: bnn.data.Data, seed: int, starts: Starts) -> bnn.Posterior:
         model = model_of(noise, train.in_shape[0])
         options: dict[str, Any] = {"chains": CHAINS, "progress": False, "init": starts(noise), "seed": seed}
-        options |= {"batch_size": None, "compile": True} if full else {"batch_size": BATCH}
+        options |= {"batch_size": None if full else BATCH, "compile": method.compiles}
         return bnn.fit(model, train, method, epochs=epochs, **options)
 
     return run

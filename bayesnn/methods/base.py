@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, PolynomialLR
 
 from bayesnn.errors import unknown
+from bayesnn.methods.compiled import CompiledLoss
 from bayesnn.model import BayesianModel, State
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Method(ABC):
     default_steps: ClassVar[int] = 4000
     is_sampler: ClassVar[bool] = False
     infers_precisions: ClassVar[bool] = False
-    compiles: ClassVar[bool] = False
+    compiles: bool = False
     schedule: Schedule = "constant"
 
     def check(self, model: BayesianModel, plan: Plan) -> None:
@@ -159,6 +160,7 @@ class Run(ABC):
 
     def __init__(self, model: BayesianModel, plan: Plan, streams: Streams) -> None:
         self.model, self.plan, self.streams = model, plan, streams
+        self._compiled_loss: CompiledLoss | None = None
         model.train()
 
     def begin_epoch(self, epoch: int, batches: Batches | Loader) -> None:
@@ -167,6 +169,20 @@ class Run(ABC):
     @abstractmethod
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """One step on a minibatch; returns the mean negative log likelihood of its rows (nats), shape ()."""
+
+    def backward(self, x: Tensor, y: Tensor, terms: PriorTerms, weight: float = 1.0, share: float = 1.0) -> Tensor:
+        """Add to each parameter's gradient that of ``share * (L + weight * prior_loss(terms, N))``.
+
+        L is the mean negative log likelihood of the minibatch, which is returned, shape (). The pass is compiled where
+        the plan says so.
+        """
+        if self.plan.compile:
+            self._compiled_loss = self._compiled_loss or CompiledLoss(self.model)
+            return self._compiled_loss.backward(x, y, terms, weight / self.plan.num_data, share)
+        nll = -self.model.log_likelihood(x, y).mean()
+        loss = nll + weight * prior_loss(terms, self.plan.num_data)
+        (loss if share == 1 else share * loss).backward()
+        return nll.detach()
 
     def draw(self) -> list[State]:
         """Draws to keep after this step; [] while there is nothing to keep."""

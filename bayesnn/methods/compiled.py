@@ -1,4 +1,8 @@
-"""A potential as a pure function of the flat vector of weights, which torch can compile, alone or inside of another."""
+"""Losses as pure functions of the weights, which torch can compile: of a minibatch, and of all rows (a potential).
+
+A call of compiled code has the overhead of one operation, where a forward and backward pass have that of every
+operation of the net: it pays where nets and batches are small.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,24 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Size, Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from bayesnn.errors import first_line
-from bayesnn.methods.flat import FlatWeights
 from bayesnn.model import BayesianModel
+
+if TYPE_CHECKING:
+    from bayesnn.methods.base import PriorTerms
+    from bayesnn.methods.flat import FlatWeights
 
 # What is compiled is kept for the process, by the form of the net and the shapes of the data: chains and later fits of
 # the same form compile nothing. torch's own limit, all that an older one knows, is eight forms.
 FORMS = 64
 Evaluated = tuple[Tensor, Tensor, Tensor]  # U / T, its gradient, and the priors' part of U
+Priors = tuple[tuple[str, Any], ...]  # name of the parameter, prior
 
 
 class Density(NamedTuple):
@@ -40,7 +48,7 @@ class Density(NamedTuple):
     names: tuple[tuple[str, Size], ...]
     loc: Tensor
     precision: Tensor
-    others: tuple[tuple[str, Any], ...]
+    others: Priors
     rows: tuple[tuple[Tensor, Tensor], ...]
     temperature: float
 
@@ -89,6 +97,54 @@ def _data_part(vector: Tensor, density: Density, x: Tensor, y: Tensor) -> Tensor
 def _named(vector: Tensor, density: Density) -> dict[str, Tensor]:
     parts = vector.split([shape.numel() for _, shape in density.names])
     return {name: part.view(shape) for (name, shape), part in zip(density.names, parts, strict=True)}
+
+
+class CompiledLoss:
+    """The mean negative log likelihood of a minibatch plus a term for priors, and its gradients by one compiled call.
+
+    A loader's last minibatch, or a batch of another size, is compiled for itself.
+    """
+
+    def __init__(self, model: BayesianModel) -> None:
+        self._likelihood = _LogLikelihood(model)
+        self._parameters = {f"model.{name}": p for name, p in model.named_parameters() if p.requires_grad}
+        self._names = {p: name for name, p in self._parameters.items()}
+        self._terms: PriorTerms | None = None
+        self._priors: Priors = ()
+        self._scale = torch.zeros(())
+
+    def backward(self, x: Tensor, y: Tensor, terms: PriorTerms, scale: float, share: float) -> Tensor:
+        """Add to each parameter's gradient that of ``share * (mean nll - scale * log p(terms))``; the mean nll."""
+        if terms is not self._terms:
+            self._terms = terms
+            self._priors = tuple((self._names[p], _unvalidated(prior)) for prior, p in terms)
+        if scale != self._scale:
+            self._scale = next(iter(self._names)).new_tensor(scale)  # a number would be compiled in
+        weights = {name: p.detach() for name, p in self._parameters.items()}
+        slopes: dict[str, Tensor]
+        nll: Tensor
+        slopes, nll = call_compiled(_loss_gradient, weights, self._likelihood, self._priors, self._scale, x, y)
+        for name, p in self._parameters.items():
+            slope = slopes[name] if share == 1 else slopes[name].mul_(share)
+            p.grad = slope if p.grad is None else p.grad.add_(slope)
+        return nll
+
+
+def _loss_gradient(
+    weights: dict[str, Tensor], likelihood: nn.Module, priors: Priors, scale: Tensor, x: Tensor, y: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    slopes, (_, nll) = grad_and_value(_loss, has_aux=True)(weights, likelihood, priors, scale, x, y)
+    return slopes, nll
+
+
+def _loss(
+    weights: dict[str, Tensor], likelihood: nn.Module, priors: Priors, scale: Tensor, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    nll = -functional_call(likelihood, weights, (x, y)).mean()
+    loss = nll
+    for name, prior in priors:
+        loss = loss - scale * prior.log_prob(weights[name]).sum()
+    return loss, nll.detach()
 
 
 class _LogLikelihood(nn.Module):

@@ -44,7 +44,7 @@ class FullBatchMethod(Method):
 
     access: ClassVar[Literal["minibatch", "full"]] = "full"
     is_sampler: ClassVar[bool] = True
-    compiles: ClassVar[bool] = True
+    compiles = True
     default_chains: ClassVar[int] = 4
 
     temperature: float = 1.0

@@ -19,7 +19,6 @@ from bayesnn.methods.base import (
     check_schedule,
     clear_gradients,
     parameter_groups,
-    prior_loss,
     prior_terms,
 )
 from bayesnn.methods.variational import VALIDATION_DRAWS, refuse_variational
@@ -60,6 +59,7 @@ class IVON(Method):
     Shen et al. 2024, Variational learning is effective for large deep networks, ICML, algorithm 1.
     """
 
+    compiles = True
     default_steps: ClassVar[int] = 5000
 
     lr: float = 0.2
@@ -129,9 +129,7 @@ class _IVONRun(Run):
         clear_gradients(self._free)
         for _ in range(S):
             with self._optimizer.sampled():
-                nll = -self.model.log_likelihood(x, y).mean()
-                (nll + prior_loss(self._others, self.plan.num_data)).backward()
-            losses.append(nll.detach())
+                losses.append(self.backward(x, y, self._others))
         for p in self._free if S > 1 else ():
             if p.grad is not None:
                 p.grad /= S

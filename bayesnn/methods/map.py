@@ -18,7 +18,6 @@ from bayesnn.methods.base import (
     clear_gradients,
     fill_gradients,
     parameter_groups,
-    prior_loss,
     prior_terms,
 )
 from bayesnn.model import BayesianModel, State
@@ -43,6 +42,8 @@ class MAP(Method):
     schedule : ``"constant"``, ``"cosine"``, ``"linear"``, ``"sqrt"``, or a factory
         ``(optimizer, steps) -> LRScheduler``.
     """
+
+    compiles = True
 
     lr: float = 1e-3
     optimizer: str | type[torch.optim.Optimizer] = "adam"
@@ -87,12 +88,11 @@ class MAPRun(Run):
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         clear_gradients(self._parameters)
-        nll = -self.model.log_likelihood(x, y).mean()
-        (nll + prior_loss(self._others, self.plan.num_data)).backward()
+        nll = self.backward(x, y, self._others)
         fill_gradients(self._bayesian)
         self._optimizer.step()
         self.gradient_evaluations += 1
-        return nll.detach()
+        return nll
 
     def snapshot(self) -> list[State]:
         return [self.model.state()]

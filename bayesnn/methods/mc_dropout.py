@@ -58,6 +58,8 @@ class MCDropout(MAP):
     Gal & Ghahramani 2016, Dropout as a Bayesian approximation, ICML.
     """
 
+    compiles = False  # the masks are random numbers that the pass draws
+
     def check(self, model: BayesianModel, plan: Plan) -> None:
         if not plan.random_net:
             raise ValueError("Expected a net with dropout for MCDropout, got one without: add nn.Dropout, or use MAP.")

@@ -72,6 +72,11 @@ class MeanFieldVI(Variational):
                 f"Expected max_sd >= initial_sd ({self.initial_sd}), got {self.max_sd!r}: lower initial_sd or raise it."
             )
 
+    @property
+    def compiles(self) -> bool:  # type: ignore[override]
+        """The other estimators act inside of the net's calls."""
+        return self.estimator == "reparam"
+
     def check(self, model: BayesianModel, plan: Plan) -> None:
         super().check(model, plan)
         if self.moped is not None and plan.fresh:

@@ -63,6 +63,7 @@ class SamplerMethod(Method):
     """
 
     is_sampler: ClassVar[bool] = True
+    compiles = True
     infers_precisions: ClassVar[bool] = True
     default_chains: ClassVar[int] = 4
     default_steps: ClassVar[int] = 6000

@@ -125,15 +125,14 @@ class SamplerRun(Run):
         """Gradients of the mean loss, less the Normal priors' (weight decay); the mean negative log likelihood."""
         clear_gradients(self._parameters)
         clear_gradients(self._drawn)
-        nll = -self.model.log_likelihood(x, y).mean()
-        (nll + prior_loss(self._others, self.plan.num_data)).backward()
+        nll = self.backward(x, y, self._others)
         fill_gradients(self._bayesian)
         clear_gradients(self._drawn)  # an optimizer leaves alone what has no gradient
         self.gradient_evaluations += 1
         if self._anchor is not None:
             self._anchor.correct(lambda: -self.model.log_likelihood(x, y).mean())
             self.gradient_evaluations += 1
-        return nll.detach()
+        return nll
 
     def _set_temperature(self) -> None:
         if self._method.cycles is None:

@@ -78,6 +78,7 @@ class SWAG(Method):
     Mandt, Hoffman & Blei 2017, Stochastic gradient descent as approximate Bayesian inference, JMLR 18(134).
     """
 
+    compiles = True
     default_steps: ClassVar[int] = 6000
 
     lr: float | None = None

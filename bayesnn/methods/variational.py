@@ -47,6 +47,7 @@ class Variational(Method):
     kl_warm_up : share of the steps over which the KL's weight rises linearly from 0 to ``kl_weight``.
     """
 
+    compiles = True
     default_steps: ClassVar[int] = 20000  # near the 24,000 of a sampler's four chains
     infers_precisions: ClassVar[bool] = True
 
@@ -194,9 +195,7 @@ class VariationalRun(Run):
             shift = self._direction().mul_(self._sigma)
             torch.add(self._mu, shift, out=self._weights.vector)
             clear_gradients(self._weights.parameters.values())
-            nll = -self.model.log_likelihood(x, y).mean()
-            loss = nll + kl_weight * prior_loss(self._others, self.plan.num_data)
-            (loss / S).backward()
+            nll = self.backward(x, y, self._others, kl_weight, 1 / S)
             g = self._weights.gradient(out=mu_grad if s == 0 else self._grad)
             if s == 0:
                 torch.mul(g, shift, out=rho_grad)
@@ -204,7 +203,7 @@ class VariationalRun(Run):
                 mu_grad.add_(g)
                 rho_grad.addcmul_(g, shift)
             self._pull(g, first=s == 0)
-            total += nll.detach()
+            total += nll
         return total / S
 
     def _add_kl(self, scale: float, mu_grad: Tensor, rho_grad: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import math
 from pathlib import Path
 
 import numpy as np
@@ -68,47 +67,6 @@ def test_the_potential_is_the_log_joint_and_its_gradient(chunk: int, temperature
         energies.append(energy)
         joints.append(float(joint.detach()))
     np.testing.assert_allclose(energies[1] - energies[0], (joints[1] - joints[0]) / temperature, rtol=1e-9)
-
-
-def test_the_compiled_potential_is_the_plain_one() -> None:
-    chunk = N // 2
-    rules = {"layers.0.weight": bnn.priors.StudentT(3.0, 0.5), "layers.0.bias": bnn.priors.Normal(0.7, loc=0.3)}
-    model = model_of(prior=bnn.priors.ByName(rules)).double()
-    x, y = X.double(), Y.double()
-    plain, compiled = Potential(model.copy(), 0.5, chunk), Potential(model.copy(), 0.5, chunk, compile=True)
-    energies = []
-    for potential in (plain, compiled):
-        potential.on(x, y)
-    for shift in (0.0, 0.1):
-        plain.vector.add_(shift)
-        compiled.vector.copy_(plain.vector)
-        (energy, gradient), (fast, slope) = plain(), compiled()
-        torch.testing.assert_close(slope, gradient)
-        energies.append((energy, fast))
-    (first, fast_first), (second, fast_second) = energies
-    np.testing.assert_allclose(fast_second - fast_first, second - first, rtol=1e-9)
-    compiled.vector[0] = math.nan
-    assert compiled()[0] == math.inf
-    assert compiled.evaluations == 3
-
-
-@each_method
-def test_compiled_draws_are_the_plain_ones(method: FullBatchMethod) -> None:
-    data = (X.double(), Y.double())
-    plain, compiled = (tensors(fit(method, model_of().double(), data, compile=compile)) for compile in (False, True))
-    for name, values in plain.items():
-        torch.testing.assert_close(compiled[name], values, rtol=1e-6, atol=1e-8)
-
-
-def test_what_cannot_be_compiled_is_said_in_one_line() -> None:
-    class Branching(nn.Linear):
-        def forward(self, x):
-            return super().forward(x if float(self.weight.sum().detach()) > 0 else -x)
-
-    with pytest.raises(RuntimeError, match=r"^Expected a net that torch\.compile can capture, got [^\n]*$"):
-        fit(bnn.MCLMC(), model_of(Branching(2, 1)), compile=True)
-    with pytest.raises(ValueError, match=r"^Expected compile=False for SGLD"):
-        fit(bnn.SGLD(), compile=True)
 
 
 @each_method

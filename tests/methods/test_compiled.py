@@ -1,0 +1,127 @@
+"""``fit(..., compile=True)``: the same numbers as without, to rounding, or a clear refusal."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bayesnn as bnn
+from bayesnn.methods.full_batch import Potential
+
+N = 24
+X = torch.randn(N, 2, generator=torch.Generator().manual_seed(3)).double()
+Y = X.sum(1) + 0.1 * torch.randn(N, generator=torch.Generator().manual_seed(4)).double()
+RULES = {"layers.0.weight": bnn.priors.StudentT(3.0, 0.5), "layers.0.bias": bnn.priors.Normal(0.7, loc=0.3)}
+METHODS: dict[str, bnn.methods.Method] = {
+    "HMC": bnn.HMC(map_steps=3, max_steps=8),
+    "NUTS": bnn.NUTS(max_depth=3, warm_up=0.25),
+    "MCLMC": bnn.MCLMC(),
+    "MAP": bnn.MAP(),
+    "SWAG": bnn.SWAG(),
+    "SGLD": bnn.SGLD(),
+    "PSGLD": bnn.PSGLD(),
+    "SGHMC": bnn.SGHMC(),
+    "SGHMC, SVRG": bnn.SGHMC(lr=1e-3, variance_reduction="svrg"),
+    "SGHMC, layerwise": bnn.SGHMC(layerwise=True),
+    "SGNHT": bnn.SGNHT(),
+    "MeanFieldVI": bnn.MeanFieldVI(mc_samples=2, kl_warm_up=0.5),
+    "LowRankVI": bnn.LowRankVI(rank=2),
+    "FullRankVI": bnn.FullRankVI(),
+    "RadialVI": bnn.RadialVI(),
+    "IVON": bnn.IVON(mc_samples=2),
+}
+REFUSED: dict[str, bnn.methods.Method] = {
+    "MCDropout": bnn.MCDropout(),
+    "SVGD": bnn.SVGD(particles=2),
+    "PyroVI": bnn.PyroVI(),
+    "GibbsLinear": bnn.GibbsLinear(),
+    "MeanFieldVI": bnn.MeanFieldVI(estimator="local"),
+}
+
+
+def model_of(net: nn.Module | None = None, prior: bnn.priors.Prior | None = None) -> bnn.BayesianModel:
+    net = net or bnn.nets.MLP(2, (4,), 1)
+    return bnn.BayesianModel(net, prior or bnn.priors.ByName(RULES), bnn.likelihoods.Normal()).double()
+
+
+def fit(method: bnn.methods.Method, model: bnn.BayesianModel | None = None, **options: object) -> bnn.Posterior:
+    """Eight epochs, of minibatches of 16 and 8 rows."""
+    settings = {"epochs": 8, "batch_size": 16, "chains": 1, "progress": False, **options}
+    return bnn.fit(model or model_of(), (X, Y), method, **settings)
+
+
+def test_the_compiled_potential_is_the_plain_one() -> None:
+    model = model_of()
+    plain, compiled = (Potential(model.copy(), 0.5, N // 2, compile) for compile in (False, True))
+    energies = []
+    for potential in (plain, compiled):
+        potential.on(X, Y)
+    for shift in (0.0, 0.1):
+        plain.vector.add_(shift)
+        compiled.vector.copy_(plain.vector)
+        (energy, gradient), (fast, slope) = plain(), compiled()
+        torch.testing.assert_close(slope, gradient)
+        energies.append((energy, fast))
+    (first, fast_first), (second, fast_second) = energies
+    np.testing.assert_allclose(fast_second - fast_first, second - first, rtol=1e-9)
+    compiled.vector[0] = math.nan
+    assert compiled()[0] == math.inf
+    assert compiled.evaluations == 3
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_compiled_fits_are_the_plain_ones(method: bnn.methods.Method) -> None:
+    plain, compiled = (fit(method, compile=compile) for compile in (False, True))
+    assert plain.info["gradient_evaluations"] == compiled.info["gradient_evaluations"]
+    expected, found = plain.sources[0].tensors(), compiled.sources[0].tensors()
+    assert expected.keys() == found.keys()
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-6, atol=1e-8)
+    losses = [[row["loss"] for row in posterior.history] for posterior in (plain, compiled)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+
+
+def test_hierarchical_priors_frozen_weights_and_shared_ones() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.fixed = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1)
+            self.second.weight = self.first.weight
+            self.fixed.weight.requires_grad_(False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fixed(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+    for method in (bnn.SGHMC(lr=1e-3), bnn.MeanFieldVI()):
+        model = model_of(Shared(), bnn.priors.HierarchicalNormal())
+        plain, compiled = (fit(method, model, compile=compile) for compile in (False, True))
+        for name, values in plain.sources[0].tensors().items():
+            torch.testing.assert_close(compiled.sources[0].tensors()[name], values, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_compiled_is_refused(method: bnn.methods.Method) -> None:
+    dropout = 0.1 if isinstance(method, bnn.MCDropout) else 0.0
+    net = nn.Linear(2, 1) if isinstance(method, bnn.GibbsLinear) else bnn.nets.MLP(2, (4,), 1, dropout=dropout)
+    with pytest.raises(ValueError, match=rf"^Expected compile=False for {type(method).__name__}, got True: [^\n]*$"):
+        fit(method, model_of(net, bnn.priors.Normal(1.0)), compile=True)
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(2)], ids=["dropout", "running statistics"])
+def test_passes_that_are_not_pure_are_refused(layer: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"^Expected compile=False for a net with dropout or running statistics"):
+        fit(bnn.MAP(), model_of(nn.Sequential(layer, nn.Linear(2, 1)), bnn.priors.Normal(1.0)), compile=True)
+
+
+@pytest.mark.parametrize("method", [bnn.MCLMC(), bnn.MAP()], ids=["MCLMC", "MAP"])
+def test_what_torch_cannot_capture_is_said_in_one_line(method: bnn.methods.Method) -> None:
+    class Branching(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x if float(self.weight.sum().detach()) > 0 else -x)
+
+    expected = re.escape("Expected a net that torch.compile can capture, got ")
+    with pytest.raises(RuntimeError, match=rf"^{expected}[^\n]*$"):
+        fit(method, model_of(Branching(2, 1), bnn.priors.Normal(1.0)), compile=True)
