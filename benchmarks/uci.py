@@ -96,16 +96,29 @@ def warm(method: bnn.methods.Method, epochs: int, full: bool = True) -> Fit:
     return run
 
 
+KEEP: dict[str, Any] = {"burn_in": 0.2, "draws": 100}  # of a sampler
 METHODS: dict[str, Fit] = {
     "MAP": plain(bnn.MAP(lr=5e-3), START),
     "deep ensemble of 4": lambda noise, train, seed, starts: starts(noise),
-    "MeanFieldVI": plain(bnn.MeanFieldVI(lr=5e-3), 2000),
     "MCDropout": plain(bnn.MCDropout(lr=5e-3), START, dropout=0.05),
     "SWAG": plain(bnn.SWAG(), START),
-    "SGHMC, from MAP": warm(bnn.SGHMC(burn_in=0.2, draws=100), 2000, full=False),
+    "multi-SWAG of 4": plain(bnn.SWAG(), START, CHAINS),
+    "Laplace, kron": plain(bnn.Laplace(lr=5e-3), START),
+    "Laplace, full, last layer": plain(bnn.Laplace(lr=5e-3, curvature="full", weights="last-layer"), START),
+    "MeanFieldVI": plain(bnn.MeanFieldVI(lr=5e-3), 2000),
+    "LowRankVI": plain(bnn.LowRankVI(lr=5e-3), 2000),
+    "FullRankVI": plain(bnn.FullRankVI(), 2000),
+    "RadialVI": plain(bnn.RadialVI(lr=5e-3), 2000),
+    "IVON": plain(bnn.IVON(lr=0.05), 2000),
+    "SVGD, 20 particles": plain(bnn.SVGD(particles=20), 500),
+    "SGLD, from MAP": warm(bnn.SGLD(**KEEP), 500, full=False),
+    "PSGLD, from MAP": warm(bnn.PSGLD(**KEEP), 500, full=False),
+    "SGHMC, from MAP": warm(bnn.SGHMC(**KEEP), 500, full=False),
+    "SGNHT, from MAP": warm(bnn.SGNHT(**KEEP), 500, full=False),
     # A large energy variance: in the steps that there are, going farther is worth more than the bias that it costs.
     "MCLMC, from MAP": warm(bnn.MCLMC(energy_variance=0.1, burn_in=0.5, draws=200), 20000),
-    "HMC, from MAP": warm(bnn.HMC(draws=200, max_steps=128), 300),
+    "HMC, from MAP": warm(bnn.HMC(draws=100, max_steps=128), 200),
+    "NUTS, from MAP": warm(bnn.NUTS(draws=100, max_depth=7), 100),
 }
 
 
