@@ -33,6 +33,7 @@ import bayesnn as bnn
 
 WIDTH = 50
 CHAINS = 4
+MOST = 8  # chains of MCLMC: on held-out parts of yacht the mean square error of n of them went as 0.17 + 0.19 / n
 BATCH = 64
 START = 1000  # epochs of the nets that chains start from
 PEER = "bde"
@@ -65,7 +66,7 @@ class Starts:
             self.saved += self._fits[noise][1]
         else:
             began = time.process_time()
-            posterior = plain(bnn.MAP(lr=5e-3), START, CHAINS)(noise, self._train, self._seed, self)
+            posterior = plain(bnn.MAP(lr=5e-3), START, MOST)(noise, self._train, self._seed, self)
             self._fits[noise] = posterior, time.process_time() - began
         return self._fits[noise][0]
 
@@ -84,12 +85,12 @@ def plain(method: bnn.methods.Method, epochs: int, chains: int = 1, dropout: flo
     return run
 
 
-def warm(method: bnn.methods.Method, epochs: int, full: bool = True) -> Fit:
+def warm(method: bnn.methods.Method, epochs: int, full: bool = True, chains: int = CHAINS) -> Fit:
     """Chains from the nets of the ensemble."""
 
     def run(noise: str, train: bnn.data.Data, seed: int, starts: Starts) -> bnn.Posterior:
         model = model_of(noise, train.in_shape[0])
-        options: dict[str, Any] = {"chains": CHAINS, "progress": False, "init": starts(noise), "seed": seed}
+        options: dict[str, Any] = {"chains": chains, "progress": False, "init": starts(noise), "seed": seed}
         options |= {"batch_size": None if full else BATCH, "compile": method.compiles}
         return bnn.fit(model, train, method, epochs=epochs, **options)
 
@@ -99,7 +100,8 @@ def warm(method: bnn.methods.Method, epochs: int, full: bool = True) -> Fit:
 KEEP: dict[str, Any] = {"burn_in": 0.2, "draws": 100}  # of a sampler
 METHODS: dict[str, Fit] = {
     "MAP": plain(bnn.MAP(lr=5e-3), START),
-    "deep ensemble of 4": lambda noise, train, seed, starts: starts(noise),
+    "deep ensemble of 4": plain(bnn.MAP(lr=5e-3), START, CHAINS),
+    "deep ensemble of 8": lambda noise, train, seed, starts: starts(noise),
     "MCDropout": plain(bnn.MCDropout(lr=5e-3), START, dropout=0.05),
     "SWAG": plain(bnn.SWAG(), START),
     "multi-SWAG of 4": plain(bnn.SWAG(), START, CHAINS),
@@ -116,7 +118,7 @@ METHODS: dict[str, Fit] = {
     "SGHMC, from MAP": warm(bnn.SGHMC(**KEEP), 500, full=False),
     "SGNHT, from MAP": warm(bnn.SGNHT(**KEEP), 500, full=False),
     # A large energy variance: in the steps that there are, going farther is worth more than the bias that it costs.
-    "MCLMC, from MAP": warm(bnn.MCLMC(energy_variance=0.1, burn_in=0.5, draws=200), 20000),
+    "MCLMC of 8, from MAP": warm(bnn.MCLMC(energy_variance=0.1, burn_in=0.5, draws=100), 20000, chains=MOST),
     "HMC, from MAP": warm(bnn.HMC(draws=100, max_steps=128), 200),
     "NUTS, from MAP": warm(bnn.NUTS(draws=100, max_depth=7), 100),
 }
