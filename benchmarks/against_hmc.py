@@ -37,18 +37,19 @@ Fit = Callable[[Problem, bnn.data.Data, int], bnn.Posterior]
 
 def plain(method: bnn.methods.Method, epochs: int, chains: int = 1, dropout: float = 0.0) -> Fit:
     """A fit from fresh weights."""
-    return lambda problem, train, seed: bnn.fit(
-        problem.model(dropout), train, method, epochs=epochs, chains=chains, seed=seed, progress=False
-    )
+
+    def run(problem: Problem, train: bnn.data.Data, seed: int) -> bnn.Posterior:
+        options: dict[str, Any] = {"epochs": epochs, "chains": chains, "seed": seed, "progress": False}
+        return bnn.fit(problem.model(dropout), train, method, compile=problem.compile and method.compiles, **options)
+
+    return run
 
 
 def warm(make: Make, epochs: int, batch: int | None = 64) -> Fit:
     """Chains that start from a MAP net each, trained for START epochs with seeds of their own."""
 
     def run(problem: Problem, train: bnn.data.Data, seed: int) -> bnn.Posterior:
-        start = bnn.fit(
-            problem.model(), train, bnn.MAP(lr=5e-3), epochs=START, chains=CHAINS, seed=1000 + seed, progress=False
-        )
+        start = plain(bnn.MAP(lr=5e-3), START, CHAINS)(problem, train, 1000 + seed)
         options: dict[str, Any] = {"epochs": epochs, "chains": CHAINS, "seed": seed, "progress": False}
         method = make(problem)
         options["compile"] = problem.compile and method.compiles
@@ -100,7 +101,7 @@ def scores(stored: Tensor, reference: Tensor, test: bnn.data.Data, regression: b
         }
     assert test.target is not None
     step = float(GRID[1] - GRID[0])
-    place = (test.target.forward(test.y) - GRID[0]) / step
+    place = ((test.target.forward(test.y) - GRID[0]) / step).to(stored)
     below = place.floor().long().clamp(0, len(GRID) - 2)[:, None]
     at_targets = torch.lerp(stored.gather(1, below), stored.gather(1, below + 1), place[:, None] - below)
     return {
