@@ -63,7 +63,7 @@ def density_of(
 ) -> Density:
     """The density without its rows; ``weights`` are all that have a prior."""
     names = tuple((f"model.{name}", parameter.shape) for name, parameter in weights.parameters.items())
-    priors = tuple((f"model.{name}", _unvalidated(model.log_priors[name])) for name in others)
+    priors = tuple((f"model.{name}", _prepared(model.log_priors[name], weights.parameters[name])) for name in others)
     return Density(_LogLikelihood(model), names, loc, precision, priors, (), temperature)
 
 
@@ -111,19 +111,19 @@ class CompiledLoss:
         self._names = {p: name for name, p in self._parameters.items()}
         self._terms: PriorTerms | None = None
         self._priors: Priors = ()
-        self._scale = torch.zeros(())
+        self._scale = math.nan, torch.empty(0)  # as a number, and as a tensor: a number would be compiled in
 
     def backward(self, x: Tensor, y: Tensor, terms: PriorTerms, scale: float, share: float) -> Tensor:
         """Add to each parameter's gradient that of ``share * (mean nll - scale * log p(terms))``; the mean nll."""
         if terms is not self._terms:
             self._terms = terms
-            self._priors = tuple((self._names[p], _unvalidated(prior)) for prior, p in terms)
-        if scale != self._scale:
-            self._scale = next(iter(self._names)).new_tensor(scale)  # a number would be compiled in
+            self._priors = tuple((self._names[p], _prepared(prior, p)) for prior, p in terms)
+        if scale != self._scale[0]:
+            self._scale = scale, next(iter(self._names)).new_tensor(scale)
         weights = {name: p.detach() for name, p in self._parameters.items()}
         slopes: dict[str, Tensor]
         nll: Tensor
-        slopes, nll = call_compiled(_loss_gradient, weights, self._likelihood, self._priors, self._scale, x, y)
+        slopes, nll = call_compiled(_loss_gradient, weights, self._likelihood, self._priors, self._scale[1], x, y)
         for name, p in self._parameters.items():
             slope = slopes[name] if share == 1 else slopes[name].mul_(share)
             p.grad = slope if p.grad is None else p.grad.add_(slope)
@@ -158,12 +158,13 @@ class _LogLikelihood(nn.Module):
         return self.model.log_likelihood(x, y)
 
 
-def _unvalidated(prior: Any) -> Any:
+def _prepared(prior: Any, parameter: Tensor) -> Any:
     """A copy whose density does not look at values before it takes them: a branch that no graph can hold."""
     part = prior = copy.deepcopy(prior)
     while part is not None:
         part._validate_args = False
         part = getattr(part, "base_dist", None)
+    prior.log_prob(parameter.detach())  # what it keeps from its first use on would otherwise make it another form
     return prior
 
 

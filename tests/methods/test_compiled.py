@@ -74,7 +74,9 @@ def test_the_compiled_potential_is_the_plain_one() -> None:
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_compiled_fits_are_the_plain_ones(method: bnn.methods.Method) -> None:
-    plain, compiled = (fit(method, compile=compile) for compile in (False, True))
+    model, state = model_of(), torch.random.get_rng_state()
+    plain, compiled = (fit(method, model, compile=compile) for compile in (False, True))
+    assert torch.equal(torch.random.get_rng_state(), state)
     assert plain.info["gradient_evaluations"] == compiled.info["gradient_evaluations"]
     expected, found = plain.sources[0].tensors(), compiled.sources[0].tensors()
     assert expected.keys() == found.keys()
