@@ -118,7 +118,7 @@ def table(name: str, results: dict[str, dict[str, dict[str, float]]], hmc: list[
     head = f"| {name} | seeds | " + " | ".join(columns) + " | TV less ensemble's | TV less VI's |"
     lines = [head, "|---" * 9 + "|"]
     for label, row in zip(("HMC, reference", "HMC, second run"), hmc, strict=False):
-        lines.append(f"| {label} | 1 | " + " | ".join(f"{row[column]:.3g}" for column in columns) + " | | |")
+        lines.append(f"| {label} | 1 | " + " | ".join(_mean([row[column]]) for column in columns) + " | | |")
     for method, by_seed in results.items():
         cells = [_mean([row[column] for row in by_seed.values()]) for column in columns]
         for baseline in BASELINES:
@@ -132,6 +132,8 @@ def table(name: str, results: dict[str, dict[str, dict[str, float]]], hmc: list[
 
 
 def _mean(values: list[float]) -> str:
+    if any(math.isnan(value) for value in values):  # a regression has no agreement and no ECE
+        return ""
     mean = f"{statistics.fmean(values):.3g}"
     return mean if len(values) < 2 else f"{mean} +- {statistics.stdev(values) / math.sqrt(len(values)):.1g}"
 
