@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Size, Tensor, nn
+from torch.distributions import Distribution
 from torch.func import functional_call, grad_and_value
 
 from bayesnn.errors import first_line
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # What is compiled is kept for the process, by the form of the net and the shapes of the data: chains and later fits of
 # the same form compile nothing. torch's own limit, all that an older one knows, is eight forms.
 FORMS = 64
+AGREEMENT = 1e-3  # of the first compiled gradient with the plain one, relative: float32 keeps to 1e-5
 Evaluated = tuple[Tensor, Tensor, Tensor]  # U / T, its gradient, and the priors' part of U
 Priors = tuple[tuple[str, Any], ...]  # name of the parameter, prior
 
@@ -111,6 +113,7 @@ class CompiledLoss:
         self._names = {p: name for name, p in self._parameters.items()}
         self._terms: PriorTerms | None = None
         self._priors: Priors = ()
+        self._checked = False
         self._scale = math.nan, torch.empty(0)  # as a number, and as a tensor: a number would be compiled in
 
     def backward(self, x: Tensor, y: Tensor, terms: PriorTerms, scale: float, share: float) -> Tensor:
@@ -124,10 +127,26 @@ class CompiledLoss:
         slopes: dict[str, Tensor]
         nll: Tensor
         slopes, nll = call_compiled(_loss_gradient, weights, self._likelihood, self._priors, self._scale[1], x, y)
+        if not self._checked:
+            self._check(x, y, scale, slopes)
         for name, p in self._parameters.items():
-            slope = slopes[name] if share == 1 else slopes[name].mul_(share)
-            p.grad = slope if p.grad is None else p.grad.add_(slope)
+            # Compiled code returns one tensor for two gradients that are one expression, in a layout of its choice;
+            # optimizers change gradients in place, and fused ones take weights and gradients in the order of memory.
+            if p.grad is None:
+                p.grad = torch.mul(slopes[name], share, out=torch.empty_like(p, requires_grad=False))
+            else:
+                p.grad.add_(slopes[name], alpha=share)
         return nll
+
+    def _check(self, x: Tensor, y: Tensor, scale: float, slopes: dict[str, Tensor]) -> None:
+        """Hold the first compiled pass against a plain one."""
+        loss: Tensor = -self._likelihood(x, y).mean()
+        for prior, p in self._terms or ():
+            loss = loss - scale * prior.log_prob(p).sum()
+        gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, list(self._names), allow_unused=True)
+        expected = [torch.zeros_like(p) if g is None else g for p, g in zip(self._names, gradients, strict=True)]
+        check_agreement(expected, [slopes[name] for name in self._parameters])
+        self._checked = True
 
 
 def _loss_gradient(
@@ -160,10 +179,12 @@ class _LogLikelihood(nn.Module):
 
 def _prepared(prior: Any, parameter: Tensor) -> Any:
     """A copy whose density does not look at values before it takes them: a branch that no graph can hold."""
-    part = prior = copy.deepcopy(prior)
-    while part is not None:
+    prior = copy.deepcopy(prior)
+    parts = [prior]
+    while parts:
+        part = parts.pop()
         part._validate_args = False
-        part = getattr(part, "base_dist", None)
+        parts += [value for value in vars(part).values() if isinstance(value, Distribution)]
     prior.log_prob(parameter.detach())  # what it keeps from its first use on would otherwise make it another form
     return prior
 
@@ -173,15 +194,48 @@ def call_compiled(function: Callable[..., Any], *arguments: Any) -> Any:
 
     Raises
     ------
-    RuntimeError : torch.compile cannot capture the function's net or priors, or there is no C++ compiler.
+    RuntimeError : torch.compile cannot capture the function's net or priors, there is no C++ compiler, or there are
+        more forms than FORMS.
     """
+    validates = Distribution._validate_args
+    # Distributions that are made in the pass must not branch on values; torch would switch that off for good.
+    Distribution.set_default_validate_args(False)
     try:
         with torch.no_grad():
             return _compiled(function)(*arguments)
-    except Exception as error:  # of the compiler, in whichever of its stages
+    except torch._dynamo.exc.FailOnRecompileLimitHit as error:
         raise RuntimeError(
-            f"Expected a net that torch.compile can capture, got {first_line(error)}: leave compile=True out."
+            f"Expected at most {FORMS} forms of net and batch in one process, got more: leave compile=True out, or "
+            "give batches of one shape."
         ) from error
+    except Exception as error:  # of the compiler, in whichever of its stages
+        cause = getattr(error, "inner_exception", error)
+        raise RuntimeError(
+            f"Expected a net that torch.compile can capture, got {first_line(cause)}: leave compile=True out."
+        ) from error
+    finally:
+        Distribution.set_default_validate_args(validates)
+
+
+def check_agreement(plain: Sequence[Tensor], compiled: Sequence[Tensor]) -> None:
+    """Raise where gradients by a plain and a compiled pass differ by more than rounding.
+
+    A net that reaches a weight by another reference than the attribute that holds it, such as a list, sees another
+    value of it in a plain pass than in a compiled one.
+
+    Raises
+    ------
+    RuntimeError : they differ.
+    """
+    size = math.sqrt(sum(float(value.double().square().sum()) for value in plain))
+    apart = math.sqrt(
+        sum(float((one.double() - other).square().sum()) for one, other in zip(plain, compiled, strict=True))
+    )
+    if apart > AGREEMENT * size:  # not where either is not a number: a plain pass says that better
+        raise RuntimeError(
+            f"Expected the compiled pass to give the plain one's gradient, got one {apart / size:.2g} of its length "
+            "away: leave compile=True out, or let the net reach each weight by its own attribute."
+        )
 
 
 @functools.cache

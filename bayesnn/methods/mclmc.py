@@ -207,7 +207,7 @@ class _MCLMCRun(Run):
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         self._potential.on(x, y)
         if self._climb is not None and self._step < self._warm_steps:
-            nll = self._potential.mean_nll(self._climb.step())
+            nll = self._potential.mean_nll(*self._climb.step())
         else:
             if self._u is None:
                 self._u = refresh(torch.zeros_like(self._scale), 1.0, self.streams.noise)

@@ -77,6 +77,7 @@ def test_compiled_fits_are_the_plain_ones(method: bnn.methods.Method) -> None:
     model, state = model_of(), torch.random.get_rng_state()
     plain, compiled = (fit(method, model, compile=compile) for compile in (False, True))
     assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.distributions.Distribution._validate_args
     assert plain.info["gradient_evaluations"] == compiled.info["gradient_evaluations"]
     expected, found = plain.sources[0].tensors(), compiled.sources[0].tensors()
     assert expected.keys() == found.keys()
@@ -102,6 +103,58 @@ def test_hierarchical_priors_frozen_weights_and_shared_ones() -> None:
         plain, compiled = (fit(method, model, compile=compile) for compile in (False, True))
         for name, values in plain.sources[0].tensors().items():
             torch.testing.assert_close(compiled.sources[0].tensors()[name], values, rtol=1e-6, atol=1e-8)
+
+
+class Twins(nn.Module):
+    """Two weights whose gradients are one expression: compiled code returns one tensor for both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 4), nn.Linear(4, 1)
+        self.c, self.d = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(self.first(x) + (self.c + self.d)))
+
+
+@pytest.mark.parametrize("name", ["MeanFieldVI", "SGHMC, SVRG"])
+def test_gradients_that_are_one_expression(name: str) -> None:
+    model = model_of(Twins(), bnn.priors.ByName({"*.weight": bnn.priors.ScaleMixture()}))
+    plain, compiled = (fit(METHODS[name], model, compile=compile) for compile in (False, True))
+    for key, values in plain.sources[0].tensors().items():
+        torch.testing.assert_close(compiled.sources[0].tensors()[key], values, rtol=1e-6, atol=1e-8)
+
+
+def test_gradients_in_another_layout() -> None:
+    """Of a convolution whose inputs are channels last; a fused optimizer goes through memory, not through indices."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 3, 8, 8, dtype=torch.float64, generator=generator).to(memory_format=torch.channels_last)
+    y = torch.arange(8) % 3
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    model = bnn.BayesianModel(net, bnn.priors.Normal(1.0), bnn.likelihoods.Categorical()).double()
+    plain, compiled = (
+        bnn.fit(model, (x, y), bnn.MAP(), epochs=4, batch_size=None, compile=compile, progress=False)
+        for compile in (False, True)
+    )
+    for key, values in plain.sources[0].tensors().items():
+        torch.testing.assert_close(compiled.sources[0].tensors()[key], values, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", [bnn.MCLMC(), bnn.MAP()], ids=["MCLMC", "MAP"])
+def test_a_weight_that_is_reached_otherwise_is_refused(method: bnn.methods.Method) -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2, 1).double())
+            self.held = [self.weight]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.held[0]
+
+    net = Listed()
+    model = bnn.BayesianModel(net, bnn.priors.Normal(1.0), bnn.likelihoods.Normal())
+    with pytest.raises(RuntimeError, match=r"^Expected the compiled pass to give the plain one's gradient, [^\n]*$"):
+        fit(method, model, compile=True)
 
 
 @pytest.mark.parametrize("method", REFUSED.values(), ids=REFUSED)

@@ -145,7 +145,7 @@ def test_gradient_evaluations_are_passes_over_all_rows(method: FullBatchMethod, 
                 rows.append(len(x))
             return super().forward(x)
 
-    posterior = fit(type(method)(**{**vars(method), "chunk": chunk}), model_of(Counting(2, 1)))
+    posterior = fit(type(method)(**{**vars(method), "chunk": chunk}), model_of(Counting(2, 1)), seed=1)
     assert posterior.info["gradient_evaluations"] == [sum(rows) / N]
 
 
