@@ -3,10 +3,10 @@
     BAYESNN_DATA=DIR OMP_NUM_THREADS=1 python benchmarks/against_hmc.py digits-mlp --seeds 0 1 2
 
 Agreement and total variation as in Izmailov et al. (2021), NLL and ECE on the test part, CPU seconds of the fit on one
-thread, warm start and what is compiled in this process included; mean and standard error over seeds. Total variation of a regression is half the integral of
-|p - q| over the target, and there is no agreement. Agreement is over all inputs, total variation over the test part.
-Methods that say "from MAP" start each of their chains from a MAP net of its own. Results are kept in ``--out`` after
-each fit, and what stands there is not run again.
+thread, warm start and what is compiled in this process included; mean and standard error over seeds. Total variation of
+a regression is half the integral of |p - q| over the target, and there is no agreement. Agreement is over all inputs,
+total variation over the test part. Methods that say "from MAP" start each of their chains from a MAP net of its own.
+Results are kept in ``--out`` after each fit, and what stands there is not run again.
 """
 
 from __future__ import annotations
