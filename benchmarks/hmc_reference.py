@@ -75,7 +75,7 @@ def digits() -> tuple[bnn.data.Data, bnn.data.Data]:
 PROBLEMS = {
     "digits-mlp": Problem(mlp(64, 16, 10), digits, 500),
     "digits-mlp2": Problem(mlp(64, 32, 32, 10), digits, 500, lr=0.03),
-    "digits-cnn": Problem(digits_cnn, digits, 240, compile=False),
+    "digits-cnn": Problem(digits_cnn, digits, 500, lr=0.03, compile=False),
     # Under standard normal weights four chains of three million gradients still had R-hat up to 1.30.
     "concrete": Problem(
         mlp(8, 50, 1), lambda: uci_data.load("concrete", 0), 800, bnn.priors.Layerwise(gain=1.0), 4e-3, regression=True
@@ -142,7 +142,9 @@ def make(name: str, run: int, transitions: int | None) -> dict[str, Any]:
     }
     metadata = {"config": json.dumps(config), "numbers": json.dumps(numbers)}
     save_file(
-        {"predictive": predictive(posterior, x, problem.regression)}, FOLDER / f"{name}-{run}.safetensors", metadata
+        {"predictive": predictive(posterior, x, problem.regression).float()},
+        FOLDER / f"{name}-{run}.safetensors",
+        metadata,
     )
     return numbers
 
