@@ -100,7 +100,6 @@ class Method(ABC):
     coupled : True when the chains interact and one Run holds them all.
     default_chains, default_steps : what ``fit`` takes when the user says nothing.
     infers_precisions : True when the method can infer the precisions of hierarchical priors.
-    compiles : True when the method can take compiled gradients.
     """
 
     access: ClassVar[Literal["minibatch", "full"]] = "minibatch"
@@ -110,8 +109,12 @@ class Method(ABC):
     default_steps: ClassVar[int] = 4000
     is_sampler: ClassVar[bool] = False
     infers_precisions: ClassVar[bool] = False
-    compiles: bool = False
     schedule: Schedule = "constant"
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the method can take compiled gradients."""
+        return False
 
     def check(self, model: BayesianModel, plan: Plan) -> None:
         """Refuse early what this method cannot do with this model and budget."""

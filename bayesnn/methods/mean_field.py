@@ -73,7 +73,7 @@ class MeanFieldVI(Variational):
             )
 
     @property
-    def compiles(self) -> bool:  # type: ignore[override]
+    def compiles(self) -> bool:
         """The other estimators act inside of the net's calls."""
         return self.estimator == "reparam"
 

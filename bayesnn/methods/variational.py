@@ -47,7 +47,6 @@ class Variational(Method):
     kl_warm_up : share of the steps over which the KL's weight rises linearly from 0 to ``kl_weight``.
     """
 
-    compiles = True
     default_steps: ClassVar[int] = 20000  # near the 24,000 of a sampler's four chains
     infers_precisions: ClassVar[bool] = True
 
@@ -57,6 +56,10 @@ class Variational(Method):
     kl_weight: float = 1.0
     schedule: Schedule = "cosine"
     kl_warm_up: float = 0.0
+
+    @property
+    def compiles(self) -> bool:
+        return True
 
     def __post_init__(self) -> None:
         positive("lr", self.lr)
