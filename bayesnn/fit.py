@@ -25,6 +25,7 @@ DEFAULT_BATCH = 64
 
 
 def fit(
+NOISE_LOUD = 0.2  # share of minibatches in a sampler's noise above which the user is told
     model: BayesianModel,
     data: Any,
     method: Method | type[Method] | str | None = None,
@@ -182,10 +183,10 @@ def fit(
             f"draw was kept: {calmer(method)}."
         )
     loudest = max((share for share in info["minibatch_noise"] if share is not None), default=0.0)
-    if loudest > 1:
+    if loudest > NOISE_LOUD:
         warnings.warn(
-            f"Minibatches add {loudest:.2g} times the noise that {type(method).__name__} injects along the stiffest "
-            "direction, so the posterior is wider than it should be: lower lr, raise batch_size, or leave lr=None.",
+            f"Minibatches add {loudest:.0%} of the noise that {type(method).__name__} injects, in the mean over "
+            "weights, so the posterior is wider than it should be: lower lr, raise batch_size, or leave lr=None.",
             stacklevel=2,
         )
     train = (task.x, task.y) if task.x is not None and task.y is not None else None

@@ -89,6 +89,11 @@ class Plan:
         """Steps of one chain."""
         return self.epochs * self.steps_per_epoch
 
+    @property
+    def unseen(self) -> float:
+        """Variance of the mean over a minibatch in units of that with replacement, (N - B) / (N - 1): 0 of all rows."""
+        return 1.0 if self.independent else max(self.num_data - self.batch_size, 0) / max(self.num_data - 1, 1)
+
 
 class Method(ABC):
     """Options of one algorithm, a frozen dataclass: what the user passes to ``fit``.
@@ -153,7 +158,8 @@ class Run(ABC):
     optimizers : whose learning rates ``fit`` schedules; none where a step has no learning rate.
     schedule_from : steps before the schedules begin, in which other optimizers are at work.
     gradient_evaluations : gradients taken, in units of one minibatch gradient.
-    minibatch_noise : of a sampler, the noise of a minibatch as a share of the noise injected; None where not measured.
+    minibatch_noise : of a sampler, the noise of a minibatch as a share of the noise injected, in the mean over weights;
+        None where not measured.
     """
 
     optimizers: Sequence[Optimizer]

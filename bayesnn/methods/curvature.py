@@ -1,8 +1,8 @@
-"""The largest curvature of a loss, and how much its rows disagree there, by finite differences."""
+"""The largest curvature of a loss, by finite differences, and how much the gradients of its rows disagree."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -39,10 +39,7 @@ def largest_curvature(
 
         def gradient_at(step: float) -> list[Tensor]:
             move(vector, step)
-            found: Sequence[Tensor | None] = torch.autograd.grad(
-                row_losses().mean(), list(parameters), allow_unused=True
-            )
-            gradients = [torch.zeros_like(w) if g is None else g for g, w in zip(found, parameters, strict=True)]
+            gradients = gradients_of(row_losses().mean(), parameters)
             return gradients if scales is None else [g * s for g, s in zip(gradients, scales, strict=True)]
 
         for _ in range(iterations):
@@ -50,6 +47,30 @@ def largest_curvature(
             vector, length = _normalised([a - b for a, b in zip(ahead, behind, strict=True)])
             value = length / (2 * radius)
     return value, row_slopes(row_losses, parameters, vector, scales), vector
+
+
+def gradients_of(loss: Tensor, parameters: Sequence[Tensor], keep: bool = False) -> list[Tensor]:
+    """The gradient by each parameter, zero where the loss does not depend on it; ``keep`` the graph for another one."""
+    found: Sequence[Tensor | None] = torch.autograd.grad(loss, list(parameters), allow_unused=True, retain_graph=keep)
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+
+
+def row_variance(gradients: Iterable[Sequence[Tensor]], rows: int) -> float:
+    """Variance over rows of a row's gradient, in the mean over weights, without bias.
+
+    Parameters
+    ----------
+    gradients : of the mean losses of pieces of as many rows each, two pieces or more.
+    rows : of a piece.
+    """
+    total: list[Tensor] = []
+    squares, count = 0.0, 0
+    for piece in gradients:
+        squares += sum(float(g.square().sum()) for g in piece)
+        total = [t + g for t, g in zip(total, piece, strict=True)] if total else list(piece)
+        count += 1
+    deviations = squares - sum(float(t.square().sum()) for t in total) / count
+    return rows * max(deviations, 0.0) / (count - 1) / sum(t.numel() for t in total)
 
 
 def row_slopes(

@@ -31,13 +31,14 @@ class SamplerMethod(Method):
 
     Parameters
     ----------
-    lr : step size in the units of SGD's, > 0. None, the default, sets it for each chain during the burn-in, to the
-        largest that keeps to three bounds along the direction of largest curvature lambda of the mean loss, seen at ten
-        points of the chain's way: ``lr * lambda <= stability`` (0.25 for SGLD, whose variance on a quadratic is
-        1 / (1 - lr lambda / 2) too large); the noise of a minibatch as a share of the noise injected at most
-        ``NOISE_MOST`` = 0.5 (for SGLD ``lr * c * N / (2 B T)``, with c the variance over rows of the slope of a row's
-        loss); and ``lr <= LR_MOST`` = 0.1. The share is in ``posterior.info["minibatch_noise"]`` for a given lr as
-        well; ``fit`` warns where it exceeds 1.
+    lr : step size in the units of SGD's, > 0. None, the default, sets it for each chain during the burn-in, in ten
+        looks on its way, to the largest that keeps to three bounds: ``lr * lambda <= stability``, with lambda the
+        largest curvature of the mean loss that was seen (0.25 for SGLD, whose variance on a quadratic is
+        1 / (1 - lr lambda / 2) too large); the noise of a minibatch as a share of the noise injected, in the mean over
+        weights, at most ``NOISE_MOST`` = 0.05 (for SGLD ``lr * c * N / (2 B T)``, with c the variance over rows of a
+        row's gradient): by so much the temperature is too high on average, and by more along stiff directions; and
+        ``lr <= LR_MOST`` = 0.1. The share is in ``posterior.info["minibatch_noise"]`` for a given lr as well (not with
+        ``cycles``); ``fit`` warns where it exceeds 0.2.
     temperature : T of p(w, D)^(1/T); 1 is the Bayes posterior.
     warm_up : share of the steps, at the start, in which Adam (learning rate WARM_UP_LR) climbs to the posterior's mode:
         the chain starts where the mass is. A run that goes on from another posterior (``init=``) has none.
@@ -155,6 +156,11 @@ class SamplerMethod(Method):
 
     def check(self, model: BayesianModel, plan: Plan) -> None:
         refuse_dropout(plan, self)
+        if self.lr is None and plan.batch_size == 1 and plan.unseen > 0 and self.temperature > 0:
+            raise ValueError(
+                "Expected lr= with minibatches of one row, got none: their noise, to which lr=None keeps, cannot be "
+                "measured in one row; give lr, or raise batch_size."
+            )
         if self.gibbs_noise:
             check_gibbs_noise(model)
         if not len(self.kept_steps(plan.steps)):

@@ -62,15 +62,14 @@ class SamplerRun(Run):
         self._has_statistics = any(isinstance(m, _NormBase) and m.track_running_stats for m in model.modules())
         self._needs_some = self._has_statistics or method.layerwise or self._sampler.preconditioned
 
-    def _plan_looks(self) -> range:
-        """Steps at which to look at the curvature: ten in the burn-in to set lr, or one at its end to know the
-        noise.
-        """
+    def _plan_looks(self) -> frozenset[int]:
+        """Steps of the burn-in at which to set lr, or to measure the noise that a given lr has: more of them early."""
         start, end = self._warm_steps, self._first - 1
-        if self._method.lr is None:
-            return range(start, max(end, start + 1), max(1, -(-(end - start) // LOOKS)))
-        exact = self.plan.batch_size >= self.plan.num_data and not self.plan.independent
-        return range(end, end + 1) if end > start and not exact and self._method.temperature > 0 else range(0)
+        if self._method.lr is not None:
+            cold = self._method.temperature == 0 or self._method.cycles is not None
+            if self.plan.unseen == 0 or end <= start or cold:
+                return frozenset()
+        return frozenset(start + (end - start) * k**2 // LOOKS**2 for k in range(LOOKS))
 
     def begin_epoch(self, epoch: int, batches: Any) -> None:
         self._batches = batches
@@ -181,14 +180,14 @@ class SamplerRun(Run):
         self.gradient_evaluations += self.plan.steps_per_epoch
 
     def _look(self, x: Tensor, y: Tensor) -> None:
-        """Measure curvature and noise; adapt lr to the largest seen, in the burn-in only: then it is constant."""
+        """Measure noise and curvature and adapt lr to them, in the burn-in only: then it is constant."""
 
         def row_losses() -> Tensor:
             return -self.model.log_likelihood(x, y) + prior_loss(self._others, self.plan.num_data)
 
         before = self._step_size.gradient_evaluations
         at_anchor = self._anchor.evaluate if self._anchor is not None else None
-        self.minibatch_noise = self._step_size.look(row_losses, self.streams.noise, self._scales(), at_anchor)
+        self.minibatch_noise = self._step_size.look(row_losses, len(x), self.streams.noise, self._scales(), at_anchor)
         self.gradient_evaluations += self._step_size.gradient_evaluations - before
 
     def _scales(self) -> list[Tensor] | None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bayesnn.methods.base import Plan
-from bayesnn.methods.curvature import largest_curvature, row_slopes
+from bayesnn.methods.curvature import gradients_of, largest_curvature, row_variance
 from bayesnn.optim import Sampler
 
 # What lr=None keeps to. The first two bound the bias of the discretisation, the third that of minibatches.
 LR_MOST = 0.1
 LR_STABILITY = 0.25
-NOISE_MOST = 0.5
+NOISE_MOST = 0.05
 ITERATIONS = 8
+PIECES = 4
+RowLosses = Callable[[], Tensor]
+Gradients = tuple[list[list[Tensor]], int]
+AtAnchor = Callable[[Callable[[], Gradients]], Gradients]
 
 
 class StepSize:
@@ -36,60 +41,92 @@ class StepSize:
     ) -> None:
         self._sampler, self._parameters, self._adapt, self._stability = sampler, parameters, adapt, stability
         self._plan = plan
-        self._curvature = self._row_noise = 0.0
+        hot = {id(p) for group in sampler.param_groups if group["temperature"] > 0 for p in group["params"]}
+        self._sampled = [id(p) in hot for p in parameters]
+        self._curvature, self._row_variances = 0.0, list[float]()
         self._direction: list[Tensor] | None = None
         self.gradient_evaluations = 0
 
     def look(
         self,
-        row_losses: Callable[[], Tensor],
+        row_losses: RowLosses,
+        rows: int,
         noise: torch.Generator,
         scales: Sequence[Tensor] | None = None,
-        at_anchor: Callable[[Callable[[], Tensor]], Tensor] | None = None,
+        at_anchor: AtAnchor | None = None,
     ) -> float:
-        """Measure, set lr to what the largest of all looks allows, and return the minibatches' share of the noise.
+        """Measure, set lr to what has been seen allows, and return the minibatches' share of the noise.
 
-        ``at_anchor`` evaluates a function at the anchor of a control variate: there the noise of a row is that of the
-        difference of its slopes.
+        Parameters
+        ----------
+        row_losses : the losses of the minibatch's rows at the present parameters, (rows,).
+        rows : of the minibatch.
+        noise : for the direction in which the search for the largest curvature begins.
+        scales : s of the coordinates w / s in which all is meant (a preconditioner's); 1 by default.
+        at_anchor : evaluates a function at the anchor of a control variate: there the noise of a row is that of the
+            difference of its gradients.
         """
-        if self._direction is None:
-            self._direction = [torch.empty_like(p).normal_(generator=noise) for p in self._parameters]
-        curvature, slopes, self._direction = largest_curvature(
-            row_losses, self._parameters, self._direction, ITERATIONS, scales
-        )
-        self.gradient_evaluations += 2 * ITERATIONS
-        if at_anchor is not None:
-            direction = self._direction
-            slopes = slopes - at_anchor(lambda: row_slopes(row_losses, self._parameters, direction, scales))
-        row_noise = float(slopes.var()) if len(slopes) > 1 else 0.0
-        curvature += max(group["weight_decay"] for group in self._sampler.param_groups)
-        self._curvature, self._row_noise = max(self._curvature, curvature), max(self._row_noise, row_noise)
-        group = self._group()
-        lr = group["lr"] / group.get("scale", 1.0)
+        if self._plan.unseen > 0 and rows > 1 and any(self._sampled):
+            self._row_variances.append(self._row_variance(row_losses, scales, at_anchor))
         if self._adapt:
+            self._see_curvature(row_losses, noise, scales)
+            group = self._group()
+            lr = group["lr"] / group.get("scale", 1.0)
             noise_bound = lr * NOISE_MOST / max(self.share(), 1e-12)
             lr = min(LR_MOST, self._stability / max(self._curvature, 1e-12), noise_bound)
             for each in self._sampler.param_groups:
                 each["lr"] = lr * each.get("scale", 1.0)
         return self.share()
 
+    def _see_curvature(self, losses: RowLosses, noise: torch.Generator, scales: Sequence[Tensor] | None) -> None:
+        if self._direction is None:
+            self._direction = [torch.empty_like(p).normal_(generator=noise) for p in self._parameters]
+        curvature, _, self._direction = largest_curvature(losses, self._parameters, self._direction, ITERATIONS, scales)
+        self.gradient_evaluations += 2 * ITERATIONS
+        curvature += max(group["weight_decay"] for group in self._sampler.param_groups)
+        self._curvature = max(self._curvature, curvature)
+
+    def _row_variance(
+        self, row_losses: RowLosses, scales: Sequence[Tensor] | None, at_anchor: AtAnchor | None
+    ) -> float:
+        gradients, rows = self._pieces(row_losses)
+        if at_anchor is not None:
+            fixed, _ = at_anchor(lambda: self._pieces(row_losses))
+            gradients = [
+                [g - f for g, f in zip(piece, other, strict=True)]
+                for piece, other in zip(gradients, fixed, strict=True)
+            ]
+        if scales is not None:
+            gradients = [[g * s for g, s in zip(piece, scales, strict=True)] for piece in gradients]
+        return row_variance([list(compress(piece, self._sampled)) for piece in gradients], rows)
+
+    def _pieces(self, row_losses: RowLosses) -> Gradients:
+        """Gradients of the mean losses of the minibatch's pieces, and the rows of a piece."""
+        losses = row_losses()  # once: where rows are coupled, as by batch normalisation, they are so in pieces as well
+        pieces = losses.split(max(1, len(losses) // PIECES))
+        pieces = [piece for piece in pieces if len(piece) == len(pieces[0])]
+        self.gradient_evaluations += len(pieces)
+        return [gradients_of(piece.mean(), self._parameters, keep=True) for piece in pieces], len(pieces[0])
+
     def _group(self) -> dict[str, Any]:
         groups: list[dict[str, Any]] = self._sampler.param_groups
         return max(groups, key=lambda group: float(group["temperature"]))
 
     def share(self) -> float:
-        """Variance of a minibatch's gradient along the stiffest direction over that of the noise injected there."""
-        group, N, B = self._group(), self._plan.num_data, self._plan.batch_size
-        if group["temperature"] == 0:
+        """Variance of a minibatch's gradient over that of the noise injected, in the mean over weights."""
+        group = self._group()
+        if group["temperature"] == 0 or not self._row_variances:
             return 0.0
-        unseen = 1.0 if self._plan.independent else (N - B) / max(N - 1, 1)  # of rows drawn without replacement
         # In coordinates w / sqrt(scale) a step is one of lr / scale.
         injected = self._sampler.injected({**group, "lr": group["lr"] / group.get("scale", 1.0)})
-        return self._row_noise * unseen / (B * injected)
+        # At the mode, where the first looks are taken, rows disagree less than over the posterior.
+        late = self._row_variances[len(self._row_variances) // 2 :]
+        return sum(late) / len(late) * self._plan.unseen / (self._plan.batch_size * injected)
 
     def state_dict(self) -> dict[str, Any]:
         direction = None if self._direction is None else [v.clone() for v in self._direction]
-        return {"curvature": self._curvature, "row_noise": self._row_noise, "direction": direction}
+        return {"curvature": self._curvature, "row_variances": list(self._row_variances), "direction": direction}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._curvature, self._row_noise, self._direction = state["curvature"], state["row_noise"], state["direction"]
+        self._curvature, self._direction = state["curvature"], state["direction"]
+        self._row_variances = list(state["row_variances"])

@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from bayesnn.methods.curvature import gradients_of
+
 Result = TypeVar("Result")
 
 
@@ -38,7 +40,7 @@ class Anchor:
         self._gradient = [torch.zeros_like(p) for p in parameters]
         rows = 0
         for x, y in pieces:
-            torch._foreach_add_(self._gradient, _gradients(row_losses(x, y).sum(), parameters))
+            torch._foreach_add_(self._gradient, gradients_of(row_losses(x, y).sum(), parameters))
             rows += len(x)
         torch._foreach_div_(self._gradient, rows)
 
@@ -55,12 +57,7 @@ class Anchor:
 
     def correct(self, loss: Callable[[], Tensor]) -> None:
         """Add g_N(w0) - g_B(w0) to the gradients at hand; ``loss`` is the mean loss of the same minibatch."""
-        at_anchor = self.evaluate(lambda: _gradients(loss(), self._parameters))
+        at_anchor = self.evaluate(lambda: gradients_of(loss(), self._parameters))
         for p, whole, part in zip(self._parameters, self._gradient, at_anchor, strict=True):
             correction = whole - part
             p.grad = correction if p.grad is None else p.grad.add_(correction)
-
-
-def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    found: Sequence[Tensor | None] = torch.autograd.grad(loss, list(parameters), allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
