@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from bayesnn.data.batches import Batches, Loader
+from bayesnn.kept import Kept, is_finite
 from bayesnn.methods import Method, Plan, Run
-from bayesnn.model import State
 from bayesnn.prepare import Task, constant, try_net
 from bayesnn.progress import Progress
 from bayesnn.rng import isolated
@@ -26,11 +26,11 @@ class Chain:
     """One Run through all its epochs, with what it leaves behind."""
 
     def __init__(
-        self, number: int, run: Run, plan: Plan, task: Task, early_stopping: int | None, bar: Progress
+        self, number: int, run: Run, plan: Plan, task: Task, early_stopping: int | None, bar: Progress, kept: Kept
     ) -> None:
         self.number, self.state, self.plan, self.task, self.bar = number, run, plan, task, bar
         self.patience = early_stopping
-        self.kept: list[State] = []
+        self.kept = kept
         self.history: list[dict[str, Any]] = []
         self.diverged_at: int | None = None
         self._finishing = False
@@ -70,7 +70,7 @@ class Chain:
             self.steps += 1
             if not math.isfinite(value):
                 self.diverged_at = self.steps
-                self._drop_broken()
+                self.kept.drop_broken()
                 return value
             self.kept.extend(run.draw())
             if self.steps > run.schedule_from:
@@ -124,26 +124,21 @@ class Chain:
             self._best = (value, epoch, self.state.state_dict())
         return epoch - self._best[1] >= self.patience
 
-    def _drop_broken(self) -> None:
-        """The step that broke the chain may have been one to keep: its loss was that of the weights before it."""
-        while self.kept and not all(bool(torch.isfinite(value).all()) for value in self.kept[-1].values()):
-            self.kept.pop()
-
     def result(self, batches: Batches | Loader) -> Source | None:
         """The chain's source: the distribution it ends in, or its draws; None where a NaN left nothing."""
         self._finishing = True
-        self._drop_broken()
+        self.kept.drop_broken()
         if self._best is not None:
             self.state.load_state_dict(self._best[2])
         elif self.diverged_at is not None:
-            return Draws.stack(self.kept) if self.kept else None
+            return self.kept.source()
         with isolated(self.state.streams.fence):
             source = self.state.finish(batches)
-        source = source or Draws.stack(self.kept or self.state.snapshot())
-        if not all(bool(torch.isfinite(value).all()) for value in source.last().values()):
+        source = source or self.kept.source() or Draws.stack(self.state.snapshot())
+        if not is_finite(source.last()):
             self.diverged_at = self.steps  # the very last step broke it: no loss came after to show it
             return None
-        return source
+        return self.kept.hold(source)
 
     def rescue(self, batches: Batches | Loader, error: BaseException, alone: bool) -> Source | None:
         """What ``error`` leaves: the draws kept; after Ctrl-C, where no chain is whole (``alone``), the present state.
@@ -151,12 +146,12 @@ class Chain:
         Half trained or still burning in, a chain beside whole ones leaves nothing: they are the answer.
         """
         try:
-            if not self._finishing and (self.kept or (alone and isinstance(error, KeyboardInterrupt))):
+            if not self._finishing and (len(self.kept) or (alone and isinstance(error, KeyboardInterrupt))):
                 return self.result(batches)
         except (Exception, KeyboardInterrupt):  # it failed a second time; what is kept needs no more work
             pass
-        self._drop_broken()
-        return Draws.stack(self.kept) if self.kept else None
+        self.kept.drop_broken()
+        return self.kept.source()
 
 
 def _blocks(epochs: int) -> Iterator[range]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from bayesnn.chain import Chain, calmer
 from bayesnn.data.batches import Order
 from bayesnn.errors import DivergedError, at_least, first_line, unknown
+from bayesnn.kept import Kept
 from bayesnn.methods import MAP, METHODS, Method, Plan
 from bayesnn.methods.base import reset_parameters
 from bayesnn.model import BayesianModel
@@ -20,12 +22,13 @@ from bayesnn.prepare import Task, prepare
 from bayesnn.progress import Progress
 from bayesnn.rng import Streams, isolated
 from bayesnn.source import Source
+from bayesnn.storage import Store
 
 DEFAULT_BATCH = 64
+NOISE_LOUD = 0.2  # share of minibatches in a sampler's noise above which the user is told
 
 
 def fit(
-NOISE_LOUD = 0.2  # share of minibatches in a sampler's noise above which the user is told
     model: BayesianModel,
     data: Any,
     method: Method | type[Method] | str | None = None,
@@ -41,6 +44,7 @@ NOISE_LOUD = 0.2  # share of minibatches in a sampler's noise above which the us
     num_data: int | None = None,
     device: torch.device | str = "cpu",
     compile: bool = False,
+    store: str | Path | None = None,
     progress: bool = True,
 ) -> Posterior:
     """Fit the posterior of ``model`` to ``data``.
@@ -73,6 +77,9 @@ NOISE_LOUD = 0.2  # share of minibatches in a sampler's noise above which the us
         after it, where net and batch are small, a fraction of their time. Numbers differ from plain ones by rounding.
         Not for MCDropout, SVGD, PyroVI, GibbsLinear and the estimators of MeanFieldVI, nor for nets with dropout or
         running statistics.
+    store : a directory to which draws are written as they are made; :meth:`bayesnn.Posterior.load` reads it, also after
+        a crash. The posterior reads them from there one at a time, so that neither of the two takes memory that grows
+        with the draws. By default they are kept in memory.
     progress : show a progress bar, and before a long run the expected seconds and bytes.
 
     Returns
@@ -142,6 +149,9 @@ NOISE_LOUD = 0.2  # share of minibatches in a sampler's noise above which the us
         "gradient_evaluations": [], "minibatch_noise": [], "seconds": [], "diverged": [], "interrupted": False,
         "error": None,
     }  # fmt: skip
+    train = (task.x, task.y) if task.x is not None and task.y is not None else None
+    posterior = Posterior(model, sources, task.num_data, task.target, history, info, train)
+    disk = Store(Path(store), posterior) if store is not None else None
     # Whoever calls fit inside of no_grad() or inference_mode() gets the same run.
     with Progress(progress, plan, chains * method.draw_bytes(model, plan)) as bar, torch.inference_mode(False):
         for chain in range(chains):
@@ -154,7 +164,8 @@ NOISE_LOUD = 0.2  # share of minibatches in a sampler's noise above which the us
                 if init == "fresh":
                     with isolated(streams.fence):
                         reset_parameters(copy)
-                worker = Chain(chain, method.start(copy, plan, streams, start), plan, task, early_stopping, bar)
+                kept = disk.keep(chain) if disk is not None else Kept()
+                worker = Chain(chain, method.start(copy, plan, streams, start), plan, task, early_stopping, bar, kept)
                 batches = task.batches(plan.batch_size, order, streams.shuffle)
                 worker.run(batches, method)
                 source = worker.result(batches)
@@ -189,8 +200,9 @@ NOISE_LOUD = 0.2  # share of minibatches in a sampler's noise above which the us
             "weights, so the posterior is wider than it should be: lower lr, raise batch_size, or leave lr=None.",
             stacklevel=2,
         )
-    train = (task.x, task.y) if task.x is not None and task.y is not None else None
-    return Posterior(model, sources, task.num_data, task.target, history, info, train)
+    if disk is not None:
+        disk.close()
+    return posterior
 
 
 def _stopped(error: BaseException, chain: int, worker: Chain | None, whole: int) -> str:

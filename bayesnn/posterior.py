@@ -50,7 +50,8 @@ class Posterior:
     ) -> None:
         self.model = model.copy().eval()
         self.sources, self.num_data, self.target, self.train = sources, num_data, target, train
-        self.history, self.info = history or [], info or {}
+        self.history = history if history is not None else []
+        self.info = info if info is not None else {}
 
     @property
     def num_chains(self) -> int:
@@ -167,7 +168,7 @@ class Posterior:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write a directory of ``manifest.json`` and one safetensors file a chain; no pickle."""
+        """Write a directory of ``manifest.json`` and the safetensors files of the chains; no pickle."""
         from bayesnn.storage import save
 
         save(self, Path(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -52,6 +53,39 @@ class Source(ABC):
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Source:
         """The source that :meth:`tensors` came from."""
 
+    def write(self, folder: Path, stem: str) -> list[str]:
+        """Save in files whose names, which are returned, begin with ``stem``."""
+        from safetensors.torch import save_file
+
+        name = f"{stem}.safetensors"
+        save_file({key: value.contiguous() for key, value in self.tensors().items()}, folder / name)
+        return [name]
+
+    @classmethod
+    def read(cls, files: Sequence[Path]) -> Source:
+        """The source that :meth:`write` has written.
+
+        Raises
+        ------
+        OSError, SafetensorError, KeyError, ValueError, TypeError, StopIteration : files that are not such ones.
+        """
+        (file,) = files
+        return cls.from_tensors(read_tensors(file))
+
+
+def evenly_spaced(n: int | None, num_draws: int) -> list[int]:
+    """Indices of ``n`` draws, all for None; with the last one, which is the farthest from the start."""
+    n = num_draws if n is None else min(n, num_draws)
+    return [((k + 1) * num_draws) // n - 1 for k in range(n)]
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """What a safetensors file holds."""
+    from safetensors.torch import load_file
+
+    # Copies, as tensors lie in the file at any byte: a product's last bits depend on how memory is aligned.
+    return {key: value.clone() for key, value in load_file(file).items()}
+
 
 class Draws(Source):
     """Stored draws: each tensor has the draws along axis 0."""
@@ -68,10 +102,8 @@ class Draws(Source):
         return cls({name: torch.stack([state[name] for state in states]) for name in states[0]})
 
     def states(self, n: int | None, generator: torch.Generator) -> Iterator[State]:
-        n = self.num_draws if n is None else min(n, self.num_draws)
-        # Evenly spaced and with the last one: the draw farthest from the start is always among them.
-        for k in range(n):
-            yield self.state(((k + 1) * self.num_draws) // n - 1, generator)
+        for index in evenly_spaced(n, self.num_draws):
+            yield self.state(index, generator)
 
     def state(self, index: int, generator: torch.Generator) -> State:
         return {name: tensor[index] for name, tensor in self.stacked.items()}

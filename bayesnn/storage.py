@@ -1,8 +1,11 @@
-"""Posteriors on disk: a directory of a JSON manifest and one safetensors file a chain. Nothing is ever unpickled."""
+"""Posteriors on disk: a directory of a JSON manifest and safetensors files of the chains. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -14,14 +17,14 @@ from torch import Tensor, nn
 from bayesnn import likelihoods, priors
 from bayesnn.data import Standardize
 from bayesnn.errors import first_line
+from bayesnn.kept import KeptOnDisk
 from bayesnn.model import BayesianModel
 from bayesnn.posterior import Posterior
-from bayesnn.source import SOURCES, Source
+from bayesnn.source import SOURCES, Source, read_tensors
 
-VERSION = 1
-CONSTANTS = "constants.safetensors"
+VERSION = 2
 _SAME = "give the architecture that was saved."
-_KEYS = ("dtype", "chains", "prior", "likelihood", "num_data", "target", "info", "history")
+_KEYS = ("dtype", "chains", "constants", "prior", "likelihood", "num_data", "target", "info", "history")
 
 
 def save(posterior: Posterior, path: Path) -> None:
@@ -31,25 +34,23 @@ def save(posterior: Posterior, path: Path) -> None:
     old = _files(path)
     # Another name beside the files of the posterior that was saved here before, which stay until the end.
     tag = f"-{token_hex(4)}" if (path / "manifest.json").exists() else ""
-    chains = [
-        {"file": f"chain-{chain}{tag}.safetensors", "kind": source.kind}
-        for chain, source in enumerate(posterior.sources)
-    ]
-    constants = f"constants{tag}.safetensors"
-    text = json.dumps(_describe(posterior, chains, constants), indent=1, default=_plain)
-    new, draft = [*(chain["file"] for chain in chains), constants], path / f"manifest{tag}.json.new"
+    constants, draft = f"constants{tag}.safetensors", path / f"manifest{tag}.json.new"
     path.mkdir(parents=True, exist_ok=True)
+    before = set(path.iterdir())
     try:
-        for name, source in zip(new, posterior.sources, strict=False):
-            save_file({k: v.contiguous() for k, v in source.tensors().items()}, path / name)
+        chains = [
+            {"kind": source.kind, "files": source.write(path, f"chain-{chain}{tag}")}
+            for chain, source in enumerate(posterior.sources)
+        ]
         save_file(_constants(posterior), path / constants)
-        draft.write_text(text)
+        draft.write_text(json.dumps(_describe(posterior, chains, constants), indent=1, default=_plain))
         draft.replace(path / "manifest.json")
     except BaseException:
-        for name in (*new, draft.name):
-            (path / name).unlink(missing_ok=True)
+        for file in set(path.iterdir()) - before:
+            if file.name.startswith(("chain-", "constants", "manifest")):
+                file.unlink()
         raise
-    for name in set(old) - set(new):
+    for name in set(old) - {constants, *(name for chain in chains for name in chain["files"])}:
         (path / name).unlink(missing_ok=True)
 
 
@@ -57,10 +58,45 @@ def _files(path: Path) -> list[str]:
     """Files of tensors of the posterior saved at ``path``, as its manifest names them; none where it cannot be read."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        names = [chain["file"] for chain in manifest["chains"]] + [manifest.get("constants", CONSTANTS)]
+        names = [name for chain in manifest["chains"] for name in chain["files"]] + [manifest["constants"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     return [name for name in names if isinstance(name, str) and Path(name).name == name]
+
+
+class Store:
+    """A directory to which draws go as they are made: at each moment it holds a posterior that can be loaded.
+
+    Parameters
+    ----------
+    path : a directory in which no posterior is saved.
+    posterior : what is being fitted; its sources, history and info grow.
+
+    Raises
+    ------
+    ValueError : there is a posterior in ``path``.
+    """
+
+    def __init__(self, path: Path, posterior: Posterior) -> None:
+        if (path / "manifest.json").exists():
+            raise ValueError(f"Expected a directory without a posterior for store=, got {str(path)!r}: give another.")
+        path.mkdir(parents=True, exist_ok=True)
+        self._path, self._posterior = path, posterior
+
+    def keep(self, chain: int) -> KeptOnDisk:
+        """Where the draws of a chain go."""
+        device = next(self._posterior.model.parameters()).device
+        return KeptOnDisk(self._path, f"chain-{chain}", device, self._update)
+
+    def _update(self, unfinished: Source) -> None:
+        """The manifest of what there is, should the run end here."""
+        so_far = copy(self._posterior)
+        so_far.sources, so_far.info = [*so_far.sources, unfinished], {**so_far.info, "interrupted": True}
+        save(so_far, self._path)
+
+    def close(self) -> None:
+        """The manifest of all there is."""
+        save(self._posterior, self._path)
 
 
 def _constants(posterior: Posterior) -> dict[str, Tensor]:
@@ -70,7 +106,7 @@ def _constants(posterior: Posterior) -> dict[str, Tensor]:
     return {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items() if name not in drawn}
 
 
-def _describe(posterior: Posterior, chains: list[dict[str, str]], constants: str) -> dict[str, Any]:
+def _describe(posterior: Posterior, chains: list[dict[str, Any]], constants: str) -> dict[str, Any]:
     model = posterior.model
     return {
         "format": "bayesnn-posterior",
@@ -114,7 +150,10 @@ def load(path: Path, net: nn.Module, prior: Any = None, likelihood: Any = None) 
     sources = [_source(path, chain) for chain in manifest["chains"]]
     for source in reversed(sources):
         model.load_state(source.last())
-    _load_constants(model, _tensors(path, _name(path, manifest.get("constants", CONSTANTS))), set(sources[0].last()))
+    constants = _name(path, manifest["constants"])
+    with _readable(path / constants):
+        tensors = read_tensors(path / constants)
+    _load_constants(model, tensors, set(sources[0].last()))
     target = Standardize.from_dict(manifest["target"]) if manifest["target"] is not None else None
     return Posterior(model, sources, manifest["num_data"], target, manifest["history"], manifest["info"])
 
@@ -144,14 +183,15 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _source(path: Path, chain: Any) -> Source:
-    kind, name = (chain.get("kind"), chain.get("file")) if isinstance(chain, dict) else (None, None)
-    if kind not in SOURCES:
+    kind, names = (chain.get("kind"), chain.get("files")) if isinstance(chain, dict) else (None, None)
+    if kind not in SOURCES or not isinstance(names, list) or not names:
         raise _damaged(path / "manifest.json", f"a chain {chain!r}")
-    tensors = _tensors(path, _name(path, name))
-    try:
-        return SOURCES[kind].from_tensors(tensors)
-    except (KeyError, ValueError, TypeError, StopIteration) as error:
-        raise _damaged(path / str(name), f"tensors that are not those of {kind!r}") from error
+    files = [path / _name(path, name) for name in names]
+    with _readable(files[0]):
+        try:
+            return SOURCES[kind].read(files)
+        except (KeyError, ValueError, TypeError, StopIteration) as error:
+            raise _damaged(files[0], f"tensors that are not those of {kind!r}") from error
 
 
 def _name(path: Path, name: Any) -> str:
@@ -161,15 +201,14 @@ def _name(path: Path, name: Any) -> str:
     return name
 
 
-def _tensors(path: Path, name: str) -> dict[str, Tensor]:
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        # Copies, as tensors lie in the file at any byte: a product's last bits depend on how memory is aligned.
-        return {key: value.clone() for key, value in load_file(path / name).items()}
+        yield
     except (OSError, SafetensorError) as error:
-        raise _damaged(path / name, first_line(error)) from error
+        raise _damaged(file, first_line(error)) from error
 
 
 def _damaged(file: Path, got: str) -> ValueError:
