@@ -44,6 +44,7 @@ def fit(
     num_data: int | None = None,
     device: torch.device | str = "cpu",
     compile: bool = False,
+    precision: Literal["full", "bf16"] = "full",
     store: str | Path | None = None,
     progress: bool = True,
 ) -> Posterior:
@@ -77,6 +78,9 @@ def fit(
         after it, where net and batch are small, a fraction of their time. Numbers differ from plain ones by rounding.
         Not for MCDropout, SVGD, PyroVI, GibbsLinear and the estimators of MeanFieldVI, nor for nets with dropout or
         running statistics.
+    precision : ``"bf16"`` computes the forward and backward pass of the net in bfloat16 (torch.autocast); weights,
+        noise, likelihood and predictions stay float32. It pays on large nets and hardware that has it, and rounds
+        gradients to three digits. Not for full-batch methods, whose energies need every digit.
     store : a directory to which draws are written as they are made; :meth:`bayesnn.Posterior.load` reads it, also after
         a crash. The posterior reads them from there one at a time, so that neither of the two takes memory that grows
         with the draws. By default they are kept in memory.
@@ -111,6 +115,8 @@ def fit(
             raise ValueError(f"Expected no early_stopping for {type(method).__name__}: a chain has no best epoch.")
     if order not in get_args(Order):
         raise unknown("order", order, get_args(Order))
+    if precision not in ("full", "bf16"):
+        raise unknown("precision", precision, ("full", "bf16"))
     if not isinstance(init, Posterior) and init not in ("fresh", "net"):
         raise unknown("init", init, ("fresh", "net"))
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -128,6 +134,12 @@ def fit(
         raise ValueError(
             f"Expected compile=False for {type(method).__name__}, got True: its gradients cannot be compiled."
         )
+    if precision == "bf16" and method.access == "full":
+        raise ValueError(
+            f"Expected precision='full' for {type(method).__name__}, got 'bf16': its energies need every digit."
+        )
+    if precision == "bf16" and any(p.dtype != torch.float32 for p in model.parameters()):
+        raise ValueError("Expected a float32 net for precision='bf16', got another dtype: convert it, or leave it out.")
     if compile and (plan.random_net or model.moving):
         raise ValueError(
             "Expected compile=False for a net with dropout or running statistics, got True: such passes are not pure."
@@ -145,7 +157,8 @@ def fit(
     history: list[dict[str, Any]] = []
     info: dict[str, Any] = {
         "method": method.config(), "seed": seed, "epochs": plan.epochs, "batch_size": plan.batch_size,
-        "steps": plan.steps, "round": init.info.get("round", 0) + 1 if isinstance(init, Posterior) else 0,
+        "precision": precision, "steps": plan.steps,
+        "round": init.info.get("round", 0) + 1 if isinstance(init, Posterior) else 0,
         "gradient_evaluations": [], "minibatch_noise": [], "seconds": [], "diverged": [], "interrupted": False,
         "error": None,
     }  # fmt: skip
@@ -161,6 +174,7 @@ def fit(
                 streams = Streams(seed, chain, device, info["round"])
                 start = init.sources[chain % init.num_chains] if isinstance(init, Posterior) else None
                 copy = model.copy()
+                copy.autocast = torch.bfloat16 if precision == "bf16" else None
                 if init == "fresh":
                     with isolated(streams.fence):
                         reset_parameters(copy)

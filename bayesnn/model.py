@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -52,6 +53,7 @@ class BayesianModel(nn.Module):
     precisions : module whose buffers are those precisions, ``net__0__weight`` for ``"net.0.weight"``.
     part : names of the net's parameters that ``bayesian`` selects, without the prefix ``net.``; None for all.
     deterministic : names of the trainable parameters without a prior.
+    autocast : dtype in which the net's layers compute, by torch.autocast; None, their own, but in a fit that says else.
     moving : names of the buffers that a forward pass in train mode changes (running statistics): they belong to a draw
         as its weights do. Those of normalisation layers to begin with; ``fit`` looks for others.
 
@@ -81,6 +83,7 @@ class BayesianModel(nn.Module):
                     f"Expected materialised parameters, got a lazy {name!r}: call the net on data once first."
                 )
         self.net = net
+        self.autocast: torch.dtype | None = None
         self.likelihood = likelihood
         self.prior: PriorRule = prior if prior is not None else Layerwise(gain=3.0)
         self.moving = {
@@ -156,7 +159,25 @@ class BayesianModel(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Parameters of the distribution of the targets of x at the present weights, noise included."""
-        return self.likelihood.params(self.net(x))
+        return self.likelihood.params(self.outputs(x))
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """What the net says of x, in its own dtype; layers compute in ``autocast`` (torch.autocast) where it is set."""
+        if self.autocast is None:
+            out: Tensor = self.net(x)
+            return out
+        with torch.autocast(x.device.type, self.autocast):
+            out = self.net(x)
+        return out.to(next(iter(self.parameters())).dtype)
+
+    @contextmanager
+    def at_full_precision(self) -> Iterator[None]:
+        """For what rounding would spoil, such as differences of gradients."""
+        autocast, self.autocast = self.autocast, None
+        try:
+            yield
+        finally:
+            self.autocast = autocast
 
     def bayesian_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that have a prior, by name, in the order of ``log_priors``."""
@@ -181,7 +202,7 @@ class BayesianModel(nn.Module):
         Targets of another shape than the likelihood's are reshaped or refused, (batch, 1) taken as (batch,). Their
         values are not checked: this is what every training step calls, on data that ``fit`` has checked.
         """
-        outputs = self.net(x)
+        outputs = self.outputs(x)
         if y.shape != self.likelihood.target_shape(outputs):
             y = self._checked(y, outputs)
         return self.likelihood.log_prob(outputs, y)
@@ -194,7 +215,7 @@ class BayesianModel(nn.Module):
         ValueError : ``y`` has another number of rows, shape, dtype or values than the likelihood takes.
         """
         scale = (num_data if num_data is not None else len(x)) / len(x)
-        outputs = self.net(x)
+        outputs = self.outputs(x)
         return self.log_prior() + scale * self.likelihood.log_prob(outputs, self._checked(y, outputs)).sum()
 
     def _checked(self, y: Tensor, outputs: Tensor) -> Tensor:

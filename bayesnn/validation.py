@@ -14,6 +14,7 @@ def score(run: Run, validation: Any, target: Any) -> dict[str, float]:
     """Negative log likelihood (nats), and accuracy or RMSE, of what the run would answer now, on validation data."""
     states, training = run.snapshot(), run.model.training
     run.model.eval()
+    autocast, run.model.autocast = run.model.autocast, None
     try:
         predictive = Predictive(run.model, [partial(iter, states)], [len(states)], validation.x, target)
         y = predictive._targets(validation.y)
@@ -27,4 +28,5 @@ def score(run: Run, validation: Any, target: Any) -> dict[str, float]:
                 row["val_rmse"] = float((predictive.mean - y).square().mean().sqrt())
     finally:
         run.model.train(training)
+        run.model.autocast = autocast
     return row

@@ -187,7 +187,9 @@ class SamplerRun(Run):
 
         before = self._step_size.gradient_evaluations
         at_anchor = self._anchor.evaluate if self._anchor is not None else None
-        self.minibatch_noise = self._step_size.look(row_losses, len(x), self.streams.noise, self._scales(), at_anchor)
+        scales = self._scales()
+        with self.model.at_full_precision():  # a curvature is a difference of gradients
+            self.minibatch_noise = self._step_size.look(row_losses, len(x), self.streams.noise, scales, at_anchor)
         self.gradient_evaluations += self._step_size.gradient_evaluations - before
 
     def _scales(self) -> list[Tensor] | None:

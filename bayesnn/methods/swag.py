@@ -186,7 +186,8 @@ class _SWAGRun(MAPRun):
             return torch.cat([-self.model.log_likelihood(x, y) + prior for x, y in self._rows])
 
         direction = [torch.empty_like(p).normal_(generator=self.streams.noise) for p in self._parameters]
-        curvature, slopes, _ = largest_curvature(row_losses, self._parameters, direction, ITERATIONS)
+        with self.model.at_full_precision():  # a curvature is a difference of gradients
+            curvature, slopes, _ = largest_curvature(row_losses, self._parameters, direction, ITERATIONS)
         self.gradient_evaluations += 2 * ITERATIONS * len(self._rows)
         curvature += max(group["weight_decay"] for group in self._sgd.param_groups)
         noise = float(slopes.var()) if len(slopes) > 1 else 0.0
