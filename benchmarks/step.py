@@ -5,7 +5,7 @@
 
 Every round takes one block of steps of each variant in turn, so that a machine that slows down slows them all; ratios
 are medians over rounds of the ratio within the round. ``fit`` is measured against the same method's steps in a bare
-loop.
+loop. Other libraries are timed beside ours where they are installed: see peers.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peers
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -154,6 +155,7 @@ def main() -> None:
         }
         compiled = {"MAP": bnn.MAP(), "MeanFieldVI": bnn.MeanFieldVI(), "SGHMC": bnn.SGHMC(**STEADY)}
         steps |= {f"{name}, compiled": ours(model, x, y, method, True) for name, method in compiled.items()}
+        steps |= peers.steps(net, x, y)
         # Of a tiny net a block has to be long enough for its code to be in the processor's caches, as in a run it is.
         seconds = time_interleaved(steps, arguments.rounds, block=200 if title.startswith("MLP 8-") else 5)
         print(f"\n{title} ({arguments.threads} threads)\n")
