@@ -260,7 +260,8 @@ class RadialSource(Distribution):
         for name, scale in self._scale.items():
             xi = torch.empty_like(scale).normal_(generator=generator)
             r = scale.new_empty(()).normal_(generator=generator)
-            state[name] = xi.mul_(r / xi.norm()).mul_(scale).add_(self.loc[name])
+            length = xi.norm().clamp_min(torch.finfo(xi.dtype).tiny)  # of one weight's xi it may be 0
+            state[name] = xi.mul_(r / length).mul_(scale).add_(self.loc[name])
         return state
 
     def last(self) -> State:

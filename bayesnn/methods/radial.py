@@ -80,7 +80,8 @@ class _RadialRun(VariationalRun):
 
     def _direction(self) -> Tensor:
         self._shift.normal_(generator=self.streams.noise)
-        lengths = torch.stack(torch._foreach_norm(self._parts))
+        # A number of float32 is exactly 0 once in some ten million: of a tensor of one weight that is the length.
+        lengths = torch.stack(torch._foreach_norm(self._parts)).clamp_min(torch.finfo(self._shift.dtype).tiny)
         torch._foreach_mul_(self._parts, (self._r.normal_(generator=self.streams.noise) / lengths).unbind())
         return self._shift
 

@@ -114,3 +114,13 @@ def test_a_run_goes_on() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_cuda() -> None:
     assert_same_bits_on_cuda(METHOD)
+
+
+def test_a_normal_number_that_is_zero_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of float32 one in ten million is: a tensor of one weight then has no direction."""
+    x = torch.linspace(-1, 1, 8)[:, None]
+    model = bnn.BayesianModel(torch.nn.Linear(1, 1), bnn.priors.Normal(1.0), bnn.likelihoods.Normal(scale=0.1))
+    monkeypatch.setattr(torch.Tensor, "normal_", lambda self, *_, **__: self.zero_())
+    posterior = bnn.fit(model, (x, x[:, 0]), METHOD, epochs=2, progress=False)
+    assert posterior.predict(x).mean.isfinite().all()
+    assert torch.isfinite(torch.tensor([row["loss"] for row in posterior.history])).all()
