@@ -50,7 +50,9 @@ class IVON(Method):
     beta2 : memory of the curvature. None, the default, makes it a fifth of the run, 1 / (1 - beta2) = steps / 5 steps:
         ``hess_init`` is forgotten, and the minibatches' noise moves s by about sqrt(2.5 / epochs) of itself at most.
     mc_samples : weight samples a step, averaged.
-    clip_radius : the most that a weight moves in a step, in units of lr (hess_init + delta).
+    clip_radius : the most that a weight moves in a step, in units of lr (hess_init + delta): a single gradient that is
+        far too large, as those of heteroscedastic noise are, would else throw a weight of little curvature out of all
+        bounds, from where it does not come back. ``math.inf`` clips nothing, which is the algorithm of the paper.
     schedule : of the learning rate, see :class:`bayesnn.MAP`.
     point_lr : learning rate of the Adam that optimises the parameters without a prior beside, on the same schedule.
 
@@ -67,7 +69,7 @@ class IVON(Method):
     beta1: float = 0.9
     beta2: float | None = None
     mc_samples: int = 1
-    clip_radius: float = math.inf
+    clip_radius: float = 0.1
     schedule: Schedule = "cosine"
     point_lr: float = 1e-3
 

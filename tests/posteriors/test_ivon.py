@@ -1,5 +1,6 @@
 """IVON against the optimum of the factorised Normals on Bayesian linear regression (see test_linear_regression.py)."""
 
+import math
 from functools import cache
 
 import numpy as np
@@ -158,3 +159,17 @@ def test_contract(tmp_path) -> None:
 def test_bad_arguments(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         bnn.IVON(**options)
+
+
+def test_a_wild_gradient_moves_a_weight_by_no_more_than_the_clip_radius() -> None:
+    """Without clipping the weights of little curvature leave for good, as heteroscedastic fits were seen to do."""
+    x = torch.linspace(-1, 1, 8)[:, None]
+    model = bnn.BayesianModel(torch.nn.Linear(1, 1), bnn.priors.Normal(1.0), bnn.likelihoods.Normal(scale=1.0))
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for radius in (bnn.IVON().clip_radius, math.inf):
+        method = bnn.IVON(clip_radius=radius, beta2=0.9999)
+        posterior = bnn.fit(model, (x, 1e3 * x[:, 0]), method, epochs=1, init="net", progress=False)
+        moved = max(float((value - start[name]).abs().max()) for name, value in posterior.sources[0].loc.items())
+        most = method.lr * (method.hess_init + 1 / 8) * radius  # delta = 1 / N
+        assert moved <= most * (1 + 1e-5)
+        assert moved > 1 or radius < math.inf
