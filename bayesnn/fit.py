@@ -80,7 +80,7 @@ def fit(
         running statistics.
     precision : ``"bf16"`` computes the forward and backward pass of the net in bfloat16 (torch.autocast); weights,
         noise, likelihood and predictions stay float32. It pays on large nets and hardware that has it, and rounds
-        gradients to three digits. Not for full-batch methods, whose energies need every digit.
+        gradients to two or three digits. Not for full-batch methods, whose energies need every digit.
     store : a directory to which draws are written as they are made; :meth:`bayesnn.Posterior.load` reads it, also after
         a crash. The posterior reads them from there one at a time, so that neither of the two takes memory that grows
         with the draws. By default they are kept in memory.

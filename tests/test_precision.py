@@ -59,8 +59,13 @@ def test_a_run_is_that_of_float32_to_rounding(method: bnn.methods.Method) -> Non
     assert torch.equal(half.predict(X, draws=3).mean, other.predict(X, draws=3).mean)
 
 
-def test_gradients_are_those_of_float32_to_three_digits() -> None:
+@pytest.mark.parametrize("seed", range(5))
+def test_gradients_are_those_of_float32_to_two_digits(seed: int) -> None:
     model = bnn.BayesianModel(net_of(), bnn.priors.Normal(1.0), bnn.likelihoods.Categorical())
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.net.parameters():
+            parameter.normal_(0.0, 0.3, generator=generator)
     gradients = []
     for autocast in (None, torch.bfloat16):
         model.autocast = autocast
@@ -71,7 +76,7 @@ def test_gradients_are_those_of_float32_to_three_digits() -> None:
         assert model.outputs(X).dtype == torch.float32
         assert torch.equal(model.outputs(X), model.net(X))
     assert not torch.equal(model.outputs(X), model.net(X))
-    assert 0 < float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 0.01
+    assert 0 < float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 0.02
 
 
 def test_a_step_size_is_measured_at_full_precision() -> None:
