@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +38,7 @@ class Chain:
         self._best: tuple[float, int, dict[str, Any]] | None = None
         self.steps = 0
         self._short = False
+        self._late = _reads_late(next(run.model.parameters()).device)
         self._shapes = {task.row_shape}
 
     def run(self, batches: Batches | Loader, method: Method) -> None:
@@ -64,21 +66,26 @@ class Chain:
 
     def _epoch(self, epoch: int, batches: Batches | Loader) -> float:
         run, total, count = self.state, 0.0, 0
+        losses: deque[torch.Tensor] = deque()
         run.begin_epoch(epoch, batches)
         for x, y in self._placed(batches):
-            value = float(run.step(x, y))
+            losses.append(run.step(x, y))
             self.steps += 1
-            if not math.isfinite(value):
-                self.diverged_at = self.steps
-                self.kept.drop_broken()
-                return value
+            if len(losses) > self._late:
+                value = self._read(losses)
+                if not math.isfinite(value):
+                    return value
+                total += value
             self.kept.extend(run.draw())
             if self.steps > run.schedule_from:
                 for scheduler in self._schedulers:
                     scheduler.step()
-            total += value
             count += 1
-            self.bar.step(value)
+        while losses:
+            value = self._read(losses)
+            if not math.isfinite(value):
+                return value
+            total += value
         if count < self.plan.steps_per_epoch and not self._short:
             self._short = True
             warnings.warn(
@@ -88,23 +95,39 @@ class Chain:
             )
         return total / max(count, 1)
 
+    def _read(self, losses: deque[torch.Tensor]) -> float:
+        """The oldest of these losses; where it is no number the chain ends."""
+        value = float(losses.popleft())
+        if math.isfinite(value):
+            self.bar.step(value)
+        else:
+            self.diverged_at = self.steps - len(losses)
+            self.kept.drop_broken()
+        return value
+
     def _placed(self, batches: Batches | Loader) -> Any:
         if isinstance(batches, Batches):
             return batches
-        return (self._checked(*self.state.model.place(constant(x), constant(y))) for x, y in batches)
+        return (self._checked(x, y) for x, y in batches)
 
     def _checked(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A minibatch of a user's loader: what data in memory are held to before the run, one batch at a time."""
+        """A minibatch of a user's loader: what data in memory are held to before the run, one batch at a time.
+
+        It is checked where the loader made it: on a GPU each check would be a wait.
+        """
+        model = self.state.model
+        x, y = model.place(constant(x), constant(y), device=x.device)
         for name, value in (("inputs", x), ("targets", y)):
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise ValueError(f"Expected finite {name}, got NaN or infinity in minibatch {self.steps + 1}.")
         if x.shape[1:] not in self._shapes:  # sequences may differ in length from one minibatch to the next
             try:
-                try_net(self.state.model, x[:2])
+                try_net(model, x[:2])
             except ValueError as error:
                 raise ValueError(f"In minibatch {self.steps + 1}: {error}") from error
             self._shapes.add(x.shape[1:])
-        return x, self.state.model.likelihood.check_targets(y, self.task.num_outputs)
+        x, y = model.place(x, model.likelihood.check_targets(y, self.task.num_outputs))
+        return x, y
 
     def _record(self, epoch: int, loss: float, seconds: float) -> None:
         row: dict[str, Any] = {"chain": self.number, "epoch": epoch, "loss": loss, **self.state.end_epoch()}
@@ -152,6 +175,11 @@ class Chain:
             pass
         self.kept.drop_broken()
         return self.kept.source()
+
+
+def _reads_late(device: torch.device) -> bool:
+    """Whether to read each loss one step late: a GPU has work waiting, and who reads at once waits until it is done."""
+    return device.type != "cpu"
 
 
 def _blocks(epochs: int) -> Iterator[range]:

@@ -42,7 +42,7 @@ def fit(
     init: Posterior | Literal["fresh", "net"] = "fresh",
     order: Order = "reshuffle",
     num_data: int | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     compile: bool = False,
     precision: Literal["full", "bf16"] = "full",
     store: str | Path | None = None,
@@ -73,7 +73,8 @@ def fit(
         noise.
     order : ``"reshuffle"`` (each row once an epoch), ``"iid"`` (rows drawn with replacement), ``"sequential"``.
     num_data : N, where ``data`` is a loader that does not tell.
-    device : where to compute.
+    device : where to compute: by default where the net is; ``"auto"`` is the GPU where there is one. Data in memory
+        move there as a whole where they take at most half of what is free on it; else, and from a loader, by batches.
     compile : compile loss and gradient (torch.compile): the first of a form of net and batch takes seconds, and those
         after it, where net and batch are small, a fraction of their time. Numbers differ from plain ones by rounding.
         Not for MCDropout, SVGD, PyroVI, GibbsLinear and the estimators of MeanFieldVI, nor for nets with dropout or
@@ -102,7 +103,7 @@ def fit(
         raise TypeError(
             f"Expected a BayesianModel, got {_kind(model)}: wrap it, BayesianModel(net, prior, likelihood)."
         )
-    method, device = _method(method), _device(device)
+    method, device = _method(method), _device(device, model)
     seed = at_least("seed", seed, 0)
     chains = at_least("chains", chains if chains is not None else method.default_chains, 1)
     if batch_size is not None:
@@ -232,8 +233,12 @@ def _kind(model: Any) -> str:
     return f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
 
 
-def _device(device: torch.device | str) -> torch.device:
+def _device(device: torch.device | str | None, model: BayesianModel) -> torch.device:
     """The device, if there is such a one here."""
+    if device is None:
+        return next((p.device for p in model.parameters()), torch.device("cpu"))
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
         torch.empty(0, device=found)

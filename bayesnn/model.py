@@ -264,10 +264,13 @@ class BayesianModel(nn.Module):
     def _is_drawn(self, buffer: str) -> bool:
         return buffer in self.moving or buffer.startswith("precisions.")
 
-    def place(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Floating tensors in the net's dtype, all on its device."""
-        reference = next(iter(self.parameters()))
-        return tuple(v.to(reference) if v.is_floating_point() else v.to(reference.device) for v in tensors)
+    def place(self, *tensors: Tensor, device: torch.device | None = None) -> tuple[Tensor, ...]:
+        """Floating tensors in the net's dtype, all on its device or on the one given; from pinned memory unawaited."""
+        net = next(iter(self.parameters()))
+        device = net.device if device is None else device
+        return tuple(
+            v.to(device, net.dtype if v.is_floating_point() else v.dtype, non_blocking=v.is_pinned()) for v in tensors
+        )
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Write a state into this model's parameters and buffers (in place; shapes and names must agree)."""

@@ -23,7 +23,9 @@ class Task:
 
     Attributes
     ----------
-    x, y : the training part on the model's device, y standardised; None where a user's loader gives the batches.
+    x, y : the training part, y standardised, on ``device`` where it fits there; None where a user's loader gives the
+        batches.
+    device : the model's: where minibatches are to be.
     loader : that loader, or None.
     validation : Data, y in its own units, or None.
     target : affine map of the standardised targets, or None.
@@ -42,6 +44,7 @@ class Task:
     num_data: int
     num_outputs: int
     random_net: bool
+    device: torch.device
     batch_rows: int | None = None
     row_shape: tuple[int, ...] = ()
 
@@ -51,7 +54,7 @@ class Task:
             return self.loader
         assert self.x is not None
         assert self.y is not None
-        return Batches(self.x, self.y, batch_size, order, shuffle)
+        return Batches(self.x, self.y, batch_size, order, shuffle, self.device)
 
 
 def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | None, seed: int) -> Task:
@@ -73,7 +76,8 @@ def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | No
         _, outputs = _check(model, x, y)
         held_out = _checked_validation(model, _as_data(validation)) if validation is not None else None
         random_net = _is_random(model, x)
-        return Task(None, None, loader, held_out, None, loader.num_data, outputs, random_net, len(x), x.shape[1:])
+        size, shape = len(x), x.shape[1:]
+        return Task(None, None, loader, held_out, None, loader.num_data, outputs, random_net, x.device, size, shape)
 
     train = _as_data(data)
     if num_data is not None:
@@ -94,13 +98,14 @@ def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | No
         )
     if train.target is not None:  # in the data's own dtype: 1e9 + [0, 1] has two values in float64 and one in float32
         train = replace(train, y=train.target.forward(train.y))
-    placed = _placed(train, model)
+    device = next(iter(model.parameters())).device
+    placed = _placed(train, model, device if fits(train.x, device) else train.x.device)
     x = placed.x
     y, outputs = _check(model, x, placed.y)
     if held_out is not None:
         held_out = _checked_validation(model, held_out, own_units=train.target is not None)
     random_net = _is_random(model, x)
-    return Task(x, y, None, held_out, train.target, len(train), outputs, random_net, row_shape=x.shape[1:])
+    return Task(x, y, None, held_out, train.target, len(train), outputs, random_net, device, row_shape=x.shape[1:])
 
 
 def _checked_validation(model: BayesianModel, held_out: bd.Data, own_units: bool = False) -> bd.Data:
@@ -129,8 +134,13 @@ def constant(tensor: Tensor) -> Tensor:
     return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
 
 
-def _placed(data: bd.Data, model: BayesianModel) -> bd.Data:
-    x, y = model.place(data.x, data.y)
+def fits(data: Tensor, device: torch.device) -> bool:
+    """Whether data may stay on the device as a whole: a GPU has other work for at least half of what is free on it."""
+    return device.type != "cuda" or 2 * data.nbytes <= torch.cuda.mem_get_info(device)[0]
+
+
+def _placed(data: bd.Data, model: BayesianModel, device: torch.device | None = None) -> bd.Data:
+    x, y = model.place(data.x, data.y, device=device)
     return bd.Data(x, y, data.name, data.classes, data.inputs, data.target)
 
 
@@ -138,13 +148,14 @@ def _check(model: BayesianModel, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
     """Run two rows through a copy of the net, and hold the targets against its outputs: (targets, outputs)."""
     outputs = try_net(model, x[:2])
     width = 1 if outputs.dim() == 1 else int(outputs.shape[1])
-    (targets,) = model.place(model.likelihood.check_targets(y, width))
+    (targets,) = model.place(model.likelihood.check_targets(y, width), device=y.device)
     return targets, width
 
 
 def try_net(model: BayesianModel, rows: Tensor) -> Tensor:
     """The outputs of a copy of the net for ``rows``; ValueError where it does not take them, or gives no matrix."""
     probe = model.copy().eval()
+    (rows,) = model.place(rows)
     with torch.no_grad(), isolated(generator(0)):
         try:
             outputs = probe.net(rows)
@@ -169,7 +180,7 @@ def _is_random(model: BayesianModel, x: Tensor) -> bool:
     Seen by forward passes under different seeds, and by modules whose rate is too small to show there. The same passes
     show which buffers training moves; their names are added to ``model.moving``.
     """
-    rows, outputs = x[:32], []
+    (rows,), outputs = model.place(x[:32]), []
     before = dict(model.named_buffers())
     for seed in range(4):
         probe = model.copy().train()  # a fresh one each time: what moves in it must not pass for randomness

@@ -30,8 +30,10 @@ def generator(seed: int, *key: int, device: torch.device | str = "cpu") -> torch
 def isolated(stream: torch.Generator) -> Iterator[None]:
     """Run with torch's global generator replaced by ``stream``; afterwards both have their own states back.
 
-    It is the generator of the stream's device, the CPU or one GPU; with a GPU's, the CPU's is seeded from it. The lock
-    keeps two threads from restoring each other's states. ``stream`` advances by what was used inside.
+    It is the generator of the stream's device, the CPU or one GPU. The other kind's is seeded from it as well: with a
+    GPU's stream the CPU's anew each time, with a CPU's the GPUs' always alike, by the stream's own seed, because
+    whether there is a GPU must not change the stream. The lock keeps two threads from restoring each other's states.
+    ``stream`` advances by what was used inside.
     """
     if stream.device.type == "cuda":
         seed = int(torch.randint(2**62, (), generator=stream, device=stream.device))
@@ -43,8 +45,11 @@ def isolated(stream: torch.Generator) -> Iterator[None]:
             finally:
                 stream.set_state(torch.cuda.get_rng_state(stream.device))
         return
-    with _global_state, torch.random.fork_rng(devices=[]):
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with _global_state, torch.random.fork_rng(devices=gpus):
         torch.random.set_rng_state(stream.get_state())
+        if gpus:
+            torch.cuda.manual_seed_all(stream.initial_seed())
         try:
             yield
         finally:

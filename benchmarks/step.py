@@ -30,7 +30,7 @@ from bayesnn.methods import Method, Plan
 from bayesnn.rng import Streams, generator
 
 Step = Callable[[], object]
-STEADY: dict[str, Any] = {"lr": 1e-3, "warm_up": 0.0, "burn_in": 0.0}  # a sampler's step after the burn-in
+STEADY: dict[str, Any] = {"lr": 1e-3, "warm_up": 0.0, "burn_in": 0.0, "draws": 10_000}  # a step after the burn-in
 
 
 def plain(net: nn.Module, x: Tensor, y: Tensor, optimizer: str) -> Step:

@@ -38,6 +38,9 @@ class Batches:
     generator : torch.Generator, optional
         Where the randomness comes from: needed for "iid", and for "reshuffle" with more than one minibatch. Its device
         need not be the data's: a CPU generator gives the same minibatches on every device.
+    device : torch.device, optional
+        Where the minibatches are to be, if not where ``x`` and ``y`` are: each is moved by itself, through pinned
+        memory, so that nobody waits for it.
 
     Raises
     ------
@@ -57,6 +60,7 @@ class Batches:
         batch_size: int | None = None,
         order: Order = "reshuffle",
         generator: torch.Generator | None = None,
+        device: torch.device | None = None,
     ) -> None:
         if x.dim() == 0 or y.dim() == 0 or len(x) != len(y) or len(x) == 0:
             raise ValueError(
@@ -71,6 +75,7 @@ class Batches:
         self.batch_size = self.num_data if batch_size is None else at_least("batch_size", batch_size, 1)
         self.order = order
         self.generator = generator
+        self.device = x.device if device is None else device
         if generator is None and (order == "iid" or (order == "reshuffle" and len(self) > 1)):
             raise ValueError(
                 f"Batches: expected a generator for order {order!r}, got None: pass torch.Generator().manual_seed(0)"
@@ -86,9 +91,9 @@ class Batches:
             for _ in range(len(self)):
                 yield self._rows(self._draw_rows())
         elif len(self) == 1:
-            yield self.x, self.y
+            yield self._moved(self.x, self.y)
         elif self.order == "sequential":
-            yield from zip(self.x.split(self._sizes()), self.y.split(self._sizes()), strict=True)
+            yield from self.all_rows()
         else:
             assert self.generator is not None
             order = torch.randperm(self.num_data, generator=self.generator, device=self.generator.device)
@@ -103,7 +108,7 @@ class Batches:
         minibatch a short rest is left out: in an average over minibatches its rows would weigh more than the others.
         """
         if len(self) == 1:
-            yield self.x, self.y
+            yield self._moved(self.x, self.y)
             return
         whole = self.num_data - self.num_data % self.batch_size
         order = torch.randperm(self.num_data, generator=torch.Generator().manual_seed(0))[:whole]
@@ -112,7 +117,8 @@ class Batches:
 
     def all_rows(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Walk every row exactly once, in pieces of about ``batch_size`` rows, in their order, as views."""
-        yield from zip(self.x.split(self._sizes()), self.y.split(self._sizes()), strict=True)
+        for x, y in zip(self.x.split(self._sizes()), self.y.split(self._sizes()), strict=True):
+            yield self._moved(x, y)
 
     def _sizes(self) -> list[int]:
         """Rows of each minibatch of an epoch without replacement."""
@@ -125,7 +131,13 @@ class Batches:
         return torch.randint(self.num_data, size, generator=self.generator, device=self.generator.device)
 
     def _rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return self.x.index_select(0, rows.to(self.x.device)), self.y.index_select(0, rows.to(self.y.device))
+        x, y = self.x.index_select(0, rows.to(self.x.device)), self.y.index_select(0, rows.to(self.y.device))
+        return self._moved(x, y)
+
+    def _moved(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if x.device == self.device:
+            return x, y
+        return x.pin_memory().to(self.device, non_blocking=True), y.pin_memory().to(self.device, non_blocking=True)
 
 
 class Loader:

@@ -126,17 +126,27 @@ class CompiledLoss:
         weights = {name: p.detach() for name, p in self._parameters.items()}
         slopes: dict[str, Tensor]
         nll: Tensor
-        slopes, nll = call_compiled(_loss_gradient, weights, self._likelihood, self._priors, self._scale[1], x, y)
+        arguments = weights, self._likelihood, self._priors, self._scale[1], x, y
+        slopes, nll = call_compiled(_loss_gradient, *arguments, graph=x.is_cuda)
         if not self._checked:
             self._check(x, y, scale, slopes)
-        for name, p in self._parameters.items():
-            # Compiled code returns one tensor for two gradients that are one expression, in a layout of its choice;
-            # optimizers change gradients in place, and fused ones take weights and gradients in the order of memory.
-            if p.grad is None:
-                p.grad = torch.mul(slopes[name], share, out=torch.empty_like(p, requires_grad=False))
-            else:
-                p.grad.add_(slopes[name], alpha=share)
-        return nll
+        # Compiled code returns one tensor for two gradients that are one expression, in a layout of its choice, and on
+        # a GPU in memory that its next call overwrites; optimizers change gradients in place, and fused ones take
+        # weights and gradients in the order of memory.
+        without = [p for p in self._parameters.values() if p.grad is None]
+        for p in without:
+            p.grad = torch.empty_like(p, requires_grad=False)
+            if len(without) < len(self._parameters):
+                p.grad.zero_()
+        grads: Any = [p.grad for p in self._parameters.values()]
+        found = [slopes[name] for name in self._parameters]
+        if len(without) < len(grads):
+            torch._foreach_add_(grads, found, alpha=share)
+        else:
+            torch._foreach_copy_(grads, found)
+            if share != 1:
+                torch._foreach_mul_(grads, share)
+        return nll.clone()
 
     def _check(self, x: Tensor, y: Tensor, scale: float, slopes: dict[str, Tensor]) -> None:
         """Hold the first compiled pass against a plain one."""
@@ -189,8 +199,11 @@ def _prepared(prior: Any, parameter: Tensor) -> Any:
     return prior
 
 
-def call_compiled(function: Callable[..., Any], *arguments: Any) -> Any:
+def call_compiled(function: Callable[..., Any], *arguments: Any, graph: bool = False) -> Any:
     """``function(*arguments)`` without gradients, compiled at the first call.
+
+    With ``graph``, for a GPU, all operations are asked for at once, as a CUDA graph: where they are small, to ask for
+    each would take longer than to do it. What is returned then lies in memory that the next call overwrites.
 
     Raises
     ------
@@ -202,7 +215,9 @@ def call_compiled(function: Callable[..., Any], *arguments: Any) -> Any:
     Distribution.set_default_validate_args(False)
     try:
         with torch.no_grad():
-            return _compiled(function)(*arguments)
+            if graph:
+                torch.compiler.cudagraph_mark_step_begin()
+            return _compiled(function, graph)(*arguments)
     except torch._dynamo.exc.FailOnRecompileLimitHit as error:
         raise RuntimeError(
             f"Expected at most {FORMS} forms of net and batch in one process, got more: leave compile=True out, or "
@@ -239,8 +254,9 @@ def check_agreement(plain: Sequence[Tensor], compiled: Sequence[Tensor]) -> None
 
 
 @functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _compiled(function: Callable[..., Any], graph: bool) -> Callable[..., Any]:
     known = inspect.signature(torch.compile).parameters
     limit: dict[str, Any] = {"recompile_limit": FORMS} if "recompile_limit" in known else {}
     # Of fixed shapes: a full batch has but one, and code for any shape is slower.
-    return torch.compile(function, fullgraph=True, dynamic=False, **limit)
+    mode = "reduce-overhead" if graph else None
+    return torch.compile(function, fullgraph=True, dynamic=False, mode=mode, **limit)
