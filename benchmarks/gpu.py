@@ -106,15 +106,15 @@ def wait(device: torch.device) -> None:
 
 
 def fit_rate(net: nn.Module, rows: tuple[Tensor, Tensor], batch: int, device: torch.device, resident: bool) -> float:
-    """Steps a second of ``fit``, over whole epochs, less those of a fit of one epoch: what begins and ends it."""
+    """Steps a second of ``fit`` over eight epochs, without the seconds that begin and end it: the best of two."""
     model = bnn.BayesianModel(net, bnn.priors.Normal(1.0), bnn.likelihoods.Categorical())
-    method, seconds = bnn.MAP(), []
+    seconds: dict[int, list[float]] = {1: [], 9: []}
     with mock.patch("bayesnn.prepare.fits", return_value=resident):
-        for epochs in (1, 1, 9):
+        for epochs in (1, 9, 1, 9):
             began = time.perf_counter()
-            bnn.fit(model, rows, method, epochs=epochs, batch_size=batch, chains=1, device=device, progress=False)
-            seconds.append(time.perf_counter() - began)
-    return 8 * math.ceil(len(rows[0]) / batch) / (seconds[2] - seconds[1])
+            bnn.fit(model, rows, bnn.MAP(), epochs=epochs, batch_size=batch, chains=1, device=device, progress=False)
+            seconds[epochs].append(time.perf_counter() - began)
+    return 8 * math.ceil(len(rows[0]) / batch) / (min(seconds[9]) - min(seconds[1]))
 
 
 def main() -> None:
@@ -170,8 +170,8 @@ def main() -> None:
                 )
                 report[f"{title}, {batch}, {name}"] = {"steps a second": rate, "to SGD": middle, "share": share}
             rows = (
-                torch.randn(100 * batch, *shape, generator=inputs),
-                torch.randint(10, (100 * batch,), generator=inputs),
+                torch.randn(40 * batch, *shape, generator=inputs),
+                torch.randint(10, (40 * batch,), generator=inputs),
             )
             bare = 1 / statistics.median(seconds["MAP"])
             for resident in (True, False):

@@ -33,7 +33,7 @@ def fit(method=None, data=(X, Y), **options):
 
 
 def values(posterior):
-    return [value for state in posterior.states(3)[0] for value in state.values()]
+    return [state[name] for state in posterior.states(3)[0] for name in sorted(state)]
 
 
 def assert_same(first, second):
@@ -133,7 +133,7 @@ def test_close_to_the_cpu(method):
         pytest.skip("its noise is the device's own")
     here, there = fit(method, init="net"), fit(method, init="net", device="cuda")
     for name, value in here.sources[0].tensors().items():
-        if name.startswith("loc/") or isinstance(method, bnn.MAP):
+        if name.startswith("loc/") or type(method) is bnn.MAP:
             torch.testing.assert_close(value, there.sources[0].tensors()[name].cpu(), rtol=1e-3, atol=1e-4)
 
 
@@ -153,3 +153,36 @@ def test_where_the_net_is_on_a_gpu():
     model = bnn.BayesianModel(bnn.nets.MLP(3, (5,), 1).cuda(), likelihood=bnn.likelihoods.Normal())
     posterior = bnn.fit(model, (X, Y), bnn.MAP(), epochs=1, progress=False)
     assert all(value.is_cuda for value in values(posterior))
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", bnn.methods.METHODS)
+def test_every_method(name, dtype):
+    """The same seed twice, and torch's own generators as they were."""
+    nets = {"GibbsLinear": torch.nn.Linear(3, 1), "MCDropout": bnn.nets.MLP(3, (5,), 1, dropout=0.1)}
+    model = bnn.BayesianModel(nets.get(name, bnn.nets.MLP(3, (5,), 1)), likelihood=bnn.likelihoods.Normal()).to(dtype)
+    state = torch.cuda.get_rng_state()
+    options = {"epochs": 6, "batch_size": 8, "device": "cuda", "chains": 2, "progress": False}
+    posterior, again = (bnn.fit(model, (X.to(dtype), Y), name, **options) for _ in range(2))
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    draws = posterior.predict(X, draws=3).draws
+    assert draws.is_cuda
+    assert draws.dtype == dtype
+    assert torch.isfinite(draws).all()
+    assert torch.equal(draws, again.predict(X, draws=3).draws)
+
+
+@on_gpu
+def test_precisions_and_continual_learning(tmp_path):
+    prior = bnn.priors.HierarchicalNormal()
+    model = bnn.BayesianModel(bnn.nets.MLP(3, (5,), 1), prior, bnn.likelihoods.Normal())
+    options = {"epochs": 6, "batch_size": 8, "device": "cuda", "chains": 1, "progress": False}
+    posterior = bnn.fit(model, (X, Y), bnn.SGHMC(lr=1e-3, draws=5, gibbs_noise=True), **options)
+    posterior.save(tmp_path / "one")
+    loaded = bnn.Posterior.load(tmp_path / "one", bnn.nets.MLP(3, (5,), 1))
+    torch.testing.assert_close(posterior.predict(X).mean.cpu(), loaded.predict(X).mean.cpu(), rtol=1e-4, atol=1e-4)
+    model = bnn.BayesianModel(bnn.nets.MLP(3, (5,), 1), likelihood=bnn.likelihoods.Normal())
+    first = bnn.fit(model, (X, Y), bnn.MeanFieldVI(), **options)
+    model = bnn.BayesianModel(bnn.nets.MLP(3, (5,), 1), first.as_prior(), bnn.likelihoods.Normal())
+    assert bnn.fit(model, (X, Y), bnn.MeanFieldVI(), **options).predict(X).mean.is_cuda

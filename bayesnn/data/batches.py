@@ -131,13 +131,19 @@ class Batches:
         return torch.randint(self.num_data, size, generator=self.generator, device=self.generator.device)
 
     def _rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        x, y = self.x.index_select(0, rows.to(self.x.device)), self.y.index_select(0, rows.to(self.y.device))
-        return self._moved(x, y)
+        x, y = self.x, self.y
+        if x.device == self.device:
+            return x.index_select(0, rows.to(x.device)), y.index_select(0, rows.to(y.device))
+        pinned = [v.new_empty((len(rows), *v.shape[1:]), pin_memory=True) for v in (x, y)]
+        for v, out in zip((x, y), pinned, strict=True):
+            torch.index_select(v, 0, rows.to(v.device), out=out)
+        return self._moved(*pinned)
 
     def _moved(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         if x.device == self.device:
             return x, y
-        return x.pin_memory().to(self.device, non_blocking=True), y.pin_memory().to(self.device, non_blocking=True)
+        x, y = (v if v.is_pinned() else v.pin_memory() for v in (x, y))
+        return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
 
 class Loader:

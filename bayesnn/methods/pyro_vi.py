@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -153,13 +153,15 @@ class _PyroRun(Run):
 
     @contextmanager
     def _alone(self, noise: torch.Generator) -> Iterator[None]:
-        """Pyro's global state is this chain's: its parameter store, its random numbers, the type of what flows make.
+        """Pyro's global state is this chain's: its parameter store, its random numbers, the type and place of what
+        flows make.
 
         Its checks of values are off: they are dear, and a loss of NaN is for ``fit`` to see.
         """
-        dtype = torch.get_default_dtype()
-        with isolated(noise), pyro.validation_enabled(False), pyro.get_param_store().scope(self._store) as store:
-            torch.set_default_dtype(next(self.model.parameters()).dtype)
+        dtype, first = torch.get_default_dtype(), next(self.model.parameters())
+        place = torch.device(first.device) if first.device.type != "cpu" else nullcontext()  # it slows each operation
+        with place, isolated(noise), pyro.validation_enabled(False), pyro.get_param_store().scope(self._store) as store:
+            torch.set_default_dtype(first.dtype)
             try:
                 yield
             finally:
