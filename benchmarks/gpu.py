@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--block", type=int, default=20, help="steps of a variant in a round")
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 512])
+    parser.add_argument("--channels-last", action="store_true", help="the order of images and kernels in memory")
     parser.add_argument("--out", type=Path, default=Path("results/gpu.json"))
     arguments = parser.parse_args()
     device, inputs = torch.device(arguments.device), generator(0)
@@ -142,6 +143,8 @@ def main() -> None:
             x = torch.randn(batch, *shape, generator=inputs).to(device)
             y = torch.randint(10, (batch,), generator=inputs).to(device)
             net = net.to(device)
+            if arguments.channels_last:
+                net, x = net.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
             steps: dict[str, Step] = {}
             for suffix in peaks:
                 for optimizer in ("SGD", "Adam"):

@@ -87,7 +87,9 @@ class Sampler(Optimizer):
         if flat is None or not _alike(views, params):
             numel = sum(p.numel() for p in params)
             flat = torch.empty(numel, dtype=params[0].dtype, device=params[0].device)
-            views = [part.view_as(p) for part, p in zip(flat.split([p.numel() for p in params]), params, strict=True)]
+            views = [
+                _laid_out(part, p) for part, p in zip(flat.split([p.numel() for p in params]), params, strict=True)
+            ]
             self._noise[index] = (flat, views)
         if self._generator is None:
             self._generator = torch.Generator(device=flat.device)
@@ -97,7 +99,10 @@ class Sampler(Optimizer):
 
     def buffers(self, name: str, params: list[Tensor]) -> list[Tensor]:
         """The state ``name`` of each parameter, zero at first: kept by ``state_dict`` as torch's optimizers do."""
-        return [self.state[p].setdefault(name, torch.zeros_like(p)) for p in params]
+        for p in params:
+            if name not in self.state[p]:
+                self.state[p][name] = torch.zeros_like(p)
+        return [self.state[p][name] for p in params]
 
 
 def gradients(group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
@@ -106,6 +111,15 @@ def gradients(group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
     if group["weight_decay"] != 0:
         grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
     return list(grads)
+
+
+def _laid_out(part: Tensor, p: Tensor) -> Tensor:
+    """A stretch of memory as a tensor in the shape of p and its order in memory, such as channels last.
+
+    In another order, operations on lists of tensors would go through them one by one.
+    """
+    dense = torch.empty_like(p, device="meta").stride() == p.stride()
+    return part.as_strided(p.shape, p.stride()) if dense else part.view_as(p)
 
 
 def _alike(views: list[Tensor], params: list[Tensor]) -> bool:
