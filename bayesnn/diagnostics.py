@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -163,17 +164,24 @@ def _undefined(array: NDArray[Any], why: str) -> Array:
 
 
 def _in_blocks(array: NDArray[Any], statistic: Callable[[Array], Array]) -> Array:
-    """`statistic` of (quantity, chain, draw) in float64, a bounded number of quantities at a time."""
+    """`statistic` of (quantity, chain, draw) in float64, a bounded number of quantities at a time.
+
+    As many blocks at once as torch has threads: numpy sorts and counts outside of Python's lock.
+    """
     chains, draws = array.shape[:2]
     quantities = array.reshape(chains, draws, -1)
     result = np.full(quantities.shape[2], np.nan)
     step = max(1, _BLOCK // (chains * draws))
-    for start in range(0, len(result), step):
+
+    def work(start: int) -> None:
         block = np.ascontiguousarray(quantities[..., start : start + step].transpose(2, 0, 1), dtype=np.float64)
         finite = np.isfinite(block).all(axis=(1, 2))
         # 0 / 0 is how a quantity without variance becomes nan
         with np.errstate(divide="ignore", invalid="ignore"):
             result[start : start + step][finite] = statistic(block[finite])
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(work, range(0, len(result), step)))
     return result.reshape(array.shape[2:])
 
 
@@ -196,15 +204,20 @@ def _rank_normalise(block: Array) -> Array:
     flat = block.reshape(quantities, size)
     order = np.argsort(flat, axis=1)
     ordered = np.take_along_axis(flat, order, axis=1)
-    # Ties share the average of their ranks. Folding always makes one, of the two draws around the median.
-    new = np.concatenate([np.full((quantities, 1), True), ordered[:, 1:] != ordered[:, :-1]], axis=1)
-    first = np.maximum.accumulate(np.where(new, np.arange(size), 0), axis=1)
-    ends = np.concatenate([new[:, 1:], new[:, :1]], axis=1)
-    last = np.minimum.accumulate(np.where(ends, np.arange(size), size)[:, ::-1], axis=1)[:, ::-1]
-    # first and last count from 0: 2 rank = first + last + 2, of which 2 S - 1 values are possible.
+    # Of 2 rank, 2 to 2 S: ties share the average of their ranks, which may be half a number.
     scores = special.ndtri((np.arange(2, 2 * size + 1) / 2 - 3 / 8) / (size + 1 / 4))
+    normal = np.tile(scores[::2], (quantities, 1))  # without ties the k-th from 0 has rank k + 1
+    # Ties are runs of places that equal the one before. Folding always makes one, of the two draws around the median.
+    tied = np.zeros((quantities, size + 1), dtype=np.int8)
+    tied[:, 1:-1] = ordered[:, 1:] == ordered[:, :-1]
+    turns = np.diff(tied, axis=1)  # 1 where a run begins, -1 at its last place
+    row, first = np.nonzero(turns == 1)
+    last = np.nonzero(turns == -1)[1]
+    length = last - first + 1
+    place = np.arange(length.sum()) + np.repeat(first - np.cumsum(length) + length, length)
+    normal[np.repeat(row, length), place] = np.repeat(scores[first + last], length)
     normalised = np.empty_like(flat)
-    np.put_along_axis(normalised, order, scores[first + last], axis=1)
+    np.put_along_axis(normalised, order, normal, axis=1)
     return normalised.reshape(block.shape)
 
 
