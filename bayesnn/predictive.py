@@ -15,17 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from bayesnn.data.dataset import as_targets, check_finite
 from bayesnn.errors import at_least, first_line
 from bayesnn.likelihoods.base import Params
 from bayesnn.model import BayesianModel, State
 from bayesnn.rng import generator, isolated
+from bayesnn.swap import Swap
 
-BLOCK_BYTES = (
-    32 * 2**20
-)  # at most, for a block with all that is computed from it; and as much for outputs that are kept
+BLOCK_BYTES = 32 * 2**20  # at most, for a block with all that is computed from it; and as much for outputs
 COPIES = 10  # in float64, of a block's parameters: how much the hungriest quantity holds at a time
 
 
@@ -265,18 +263,24 @@ class Predictive:
             yield from self._kept
             return
         blocks, kept = [], self._keeps()
-        rows = self._block_rows()
-        for start in range(0, len(self._x), rows):
-            params = self._outputs(self._x[start : start + rows])
+        rows, numbers = self._block_rows(), self._numbers()[1]
+        # Forward passes of as many rows as outputs fit, twice while they are put together: a tiny net's pass takes as
+        # long for ten rows as for a hundred.
+        at_once = rows * max(1, BLOCK_BYTES // (2 * rows * numbers))
+        for first in range(0, len(self._x), at_once):
+            params = self._outputs(self._x[first : first + at_once])
             if self._target is not None:
                 # In float64: of a target like 1e6 +- 1, float32 would leave the mean and nothing of the variance.
                 params = {key: value.double() for key, value in params.items()}
                 constants = self._target.mean.to(params["loc"]), self._target.std.to(params["loc"])
                 params = self._model.likelihood.to_units(params, *constants)
-            block = slice(start, start + rows), params
-            if kept:
-                blocks.append(block)
-            yield block
+            last = min(first + at_once, len(self._x))
+            for start in range(first, last, rows):
+                part = slice(start - first, min(start + rows, last) - first)
+                block = slice(start, start + rows), {key: value[:, part] for key, value in params.items()}
+                if kept:
+                    blocks.append(block)
+                yield block
         self._kept = blocks
 
     @torch.no_grad()
@@ -300,8 +304,9 @@ class Predictive:
         pieces = x.split(self._batch_size)
         stacked: dict[str, list[Tensor]] = {}
         for model, chain in zip(self._models, self._chains, strict=True):
+            at = Swap(model)
             for state in chain():
-                parts = [functional_call(model, state, (piece,)) for piece in pieces]
+                parts = [at(state, piece) for piece in pieces]
                 for key in parts[0]:
                     whole = parts[0][key] if len(parts) == 1 else torch.cat([part[key] for part in parts])
                     stacked.setdefault(key, []).append(whole)

@@ -102,8 +102,9 @@ class Draws(Source):
         return cls({name: torch.stack([state[name] for state in states]) for name in states[0]})
 
     def states(self, n: int | None, generator: torch.Generator) -> Iterator[State]:
+        each = {name: tensor.unbind() for name, tensor in self.stacked.items()}
         for index in evenly_spaced(n, self.num_draws):
-            yield self.state(index, generator)
+            yield {name: tensors[index] for name, tensors in each.items()}
 
     def state(self, index: int, generator: torch.Generator) -> State:
         return {name: tensor[index] for name, tensor in self.stacked.items()}
