@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 # What the two long targets run.
 # One thread: nets of this size gain nothing from a second, and on a busy machine it makes them several times slower.
 COMPARE = OMP_NUM_THREADS=1 $(BIN)/bayesnn compare digits --net mlp --net lenet5 --epochs 60 --out results/digits
-BENCH = $(BIN)/python benchmarks/step.py --out results/step.json
+BENCH = OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py --out results/bench.json
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,10 +19,10 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help compare test lint types bench clean
+.PHONY: help compare test lint types bench bench-check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 	@echo "Variables: PYTHON=python3.12  TORCH_ARGS='--index-url ...'  JOBS=4  PYTEST_ARGS='-m \"not slow\"'"
 
 compare: $(VENV)/.stamp-run ## compare the methods on the digits; the report goes to results/digits
@@ -38,8 +38,11 @@ lint: $(VENV)/.stamp-test ## check style with ruff
 types: $(VENV)/.stamp-test ## check types with mypy, strictly
 	$(BIN)/mypy
 
-bench: $(VENV)/.stamp-run ## time a step of every method beside plain torch
+bench: $(VENV)/.stamp-run ## what the library costs beside plain training, as ratios with their bounds
 	$(BENCH)
+
+bench-check: $(VENV)/.stamp-run ## the same, and fail where a ratio is 15 % worse than benchmarks/baseline.json
+	$(BENCH) --check benchmarks/baseline.json
 
 clean: ## remove the virtual environment, caches and builds; results/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

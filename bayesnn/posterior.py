@@ -74,7 +74,7 @@ class Posterior:
     def _weights(self) -> int:
         return self.model.num_weights()
 
-    def predict(self, x: Any, draws: int | None = None, batch_size: int = 1000, seed: int = 0) -> Predictive:
+    def predict(self, x: Any, draws: int | None = None, batch_size: int | None = None, seed: int = 0) -> Predictive:
         """The predictive distribution of the targets of ``x``.
 
         Parameters
@@ -82,7 +82,8 @@ class Posterior:
         x : inputs (batch, ...): a tensor, array, data frame or list.
         draws : draws a chain: evenly spaced ones of those stored (all by default), or samples of a distribution
             (100 by default).
-        batch_size : inputs in one forward pass.
+        batch_size : inputs in one forward pass; by default as many as take a mebibyte, of which what the layers of an
+            image net make of them stays in the processor's caches, and on a GPU 64.
         seed : of the samples of a distribution; the same seed gives the same answer.
 
         Returns

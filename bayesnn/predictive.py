@@ -24,6 +24,7 @@ from bayesnn.rng import generator, isolated
 from bayesnn.swap import Swap
 
 BLOCK_BYTES = 32 * 2**20  # at most, for a block with all that is computed from it; and as much for outputs
+PASS_BYTES = 2**20, 64 * 2**20  # inputs of a forward pass on a CPU, and on a GPU
 COPIES = 10  # in float64, of a block's parameters: how much the hungriest quantity holds at a time
 
 
@@ -41,7 +42,7 @@ class Predictive:
     counts : draws of each chain.
     x : inputs (batch, ...).
     target : affine map of standardised targets, or None; all answers are in the targets' own units.
-    batch_size : inputs in one forward pass.
+    batch_size : inputs in one forward pass; by default as many as take PASS_BYTES.
     models : for each chain the model that takes its draws, where that is not ``model`` itself.
     """
 
@@ -52,11 +53,13 @@ class Predictive:
         counts: Sequence[int],
         x: Tensor,
         target: Any = None,
-        batch_size: int = 1000,
+        batch_size: int | None = None,
         models: Sequence[BayesianModel] | None = None,
     ) -> None:
         self._model, self._chains, self._counts, self._x = model, chains, tuple(counts), x
         self._models = models or [model] * len(chains)
+        if batch_size is None:
+            batch_size = max(1, PASS_BYTES[x.is_cuda] // max(1, x[0].nbytes))
         self._target, self._batch_size = target, at_least("batch_size", batch_size, 1)
         self._kept: list[tuple[slice, Params]] = []
         self._summary: dict[str, Tensor] = {}
