@@ -211,7 +211,7 @@ class Posterior:
     def _inputs(self, x: Any) -> Tensor:
         reference = next(iter(self.model.parameters()))
         inputs = as_inputs(x)
-        inputs = inputs.to(reference) if inputs.is_floating_point() else inputs.to(reference.device)
+        inputs = inputs.to(reference.dtype) if inputs.is_floating_point() else inputs
         if inputs.dim() == 0 or len(inputs) == 0:
             raise ValueError(f"Expected at least one input, (batch, ...), got shape {tuple(inputs.shape)}: give rows.")
         if inputs.is_floating_point() and not torch.isfinite(inputs).all():
@@ -222,7 +222,7 @@ class Posterior:
     @torch.no_grad()
     def _try(self, inputs: Tensor) -> None:
         """Raise in one line where the net does not take such inputs: two rows, as one may pass for elements."""
-        rows = inputs[:2]
+        rows = inputs[:2].to(self._device())
         try:
             with isolated(generator(0)):
                 outputs = self.model.net(rows)

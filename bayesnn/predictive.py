@@ -40,7 +40,7 @@ class Predictive:
     model : the model in eval mode; it is not changed.
     chains : for each chain a function that iterates over its draws anew.
     counts : draws of each chain.
-    x : inputs (batch, ...).
+    x : inputs (batch, ...), on whichever device: they are moved to the model's a block at a time.
     target : affine map of standardised targets, or None; all answers are in the targets' own units.
     batch_size : inputs in one forward pass; by default as many as take PASS_BYTES.
     models : for each chain the model that takes its draws, where that is not ``model`` itself.
@@ -57,9 +57,9 @@ class Predictive:
         models: Sequence[BayesianModel] | None = None,
     ) -> None:
         self._model, self._chains, self._counts, self._x = model, chains, tuple(counts), x
-        self._models = models or [model] * len(chains)
+        self._models, self._device = models or [model] * len(chains), next(model.parameters()).device
         if batch_size is None:
-            batch_size = max(1, PASS_BYTES[x.is_cuda] // max(1, x[0].nbytes))
+            batch_size = max(1, PASS_BYTES[self._device.type != "cpu"] // max(1, x[0].nbytes))
         self._target, self._batch_size = target, at_least("batch_size", batch_size, 1)
         self._kept: list[tuple[slice, Params]] = []
         self._summary: dict[str, Tensor] = {}
@@ -212,7 +212,7 @@ class Predictive:
     def _first_outputs(self) -> Tensor:
         """The net's outputs for the first input: their form, and whether the net takes such inputs."""
         try:
-            outputs: Tensor = self._model.net(self._x[:1])
+            outputs: Tensor = self._model.net(self._x[:1].to(self._device))
         except (RuntimeError, IndexError, TypeError) as error:
             raise ValueError(
                 f"Expected inputs of the shape that the net was fitted to, got {tuple(self._x.shape)} and "
@@ -270,6 +270,8 @@ class Predictive:
         # Forward passes of as many rows as outputs fit, twice while they are put together: a tiny net's pass takes as
         # long for ten rows as for a hundred.
         at_once = rows * max(1, BLOCK_BYTES // (2 * rows * numbers))
+        if self._x.device != self._device:  # they are there for all draws: no more than PASS_BYTES of them either
+            at_once = min(at_once, max(rows, PASS_BYTES[1] // max(1, self._x[0].nbytes)))
         for first in range(0, len(self._x), at_once):
             params = self._outputs(self._x[first : first + at_once])
             if self._target is not None:
@@ -304,7 +306,7 @@ class Predictive:
 
     @torch.no_grad()
     def _outputs(self, x: Tensor) -> Params:
-        pieces = x.split(self._batch_size)
+        pieces = x.to(self._device).split(self._batch_size)
         stacked: dict[str, list[Tensor]] = {}
         for model, chain in zip(self._models, self._chains, strict=True):
             at = Swap(model)
