@@ -24,7 +24,8 @@ from bayesnn.rng import generator, isolated
 from bayesnn.swap import Swap
 
 BLOCK_BYTES = 32 * 2**20  # at most, for a block with all that is computed from it; and as much for outputs
-PASS_BYTES = 2**20, 64 * 2**20  # inputs of a forward pass on a CPU, and on a GPU
+PASS_BYTES = 2**20, 64 * 2**20  # inputs of a forward pass, at most, on a CPU, and on a GPU
+PASS_ROWS = 1000, 16_384  # likewise, where inputs are small: wide layers make more of them
 COPIES = 10  # in float64, of a block's parameters: how much the hungriest quantity holds at a time
 
 
@@ -42,7 +43,7 @@ class Predictive:
     counts : draws of each chain.
     x : inputs (batch, ...), on whichever device: they are moved to the model's a block at a time.
     target : affine map of standardised targets, or None; all answers are in the targets' own units.
-    batch_size : inputs in one forward pass; by default as many as take PASS_BYTES.
+    batch_size : inputs in one forward pass; by default as many as take PASS_BYTES, at most PASS_ROWS.
     models : for each chain the model that takes its draws, where that is not ``model`` itself.
     """
 
@@ -59,7 +60,8 @@ class Predictive:
         self._model, self._chains, self._counts, self._x = model, chains, tuple(counts), x
         self._models, self._device = models or [model] * len(chains), next(model.parameters()).device
         if batch_size is None:
-            batch_size = max(1, PASS_BYTES[self._device.type != "cpu"] // max(1, x[0].nbytes))
+            on_gpu = self._device.type != "cpu"
+            batch_size = max(1, min(PASS_ROWS[on_gpu], PASS_BYTES[on_gpu] // max(1, x[0].nbytes)))
         self._target, self._batch_size = target, at_least("batch_size", batch_size, 1)
         self._kept: list[tuple[slice, Params]] = []
         self._summary: dict[str, Tensor] = {}

@@ -134,7 +134,7 @@ class Batches:
         x, y = self.x, self.y
         if x.device == self.device:
             return x.index_select(0, rows.to(x.device)), y.index_select(0, rows.to(y.device))
-        pinned = [v.new_empty((len(rows), *v.shape[1:]), pin_memory=True) for v in (x, y)]
+        pinned = [v.new_empty((len(rows), *v.shape[1:]), pin_memory=v.device.type == "cpu") for v in (x, y)]
         for v, out in zip((x, y), pinned, strict=True):
             torch.index_select(v, 0, rows.to(v.device), out=out)
         return self._moved(*pinned)
@@ -142,7 +142,7 @@ class Batches:
     def _moved(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         if x.device == self.device:
             return x, y
-        x, y = (v if v.is_pinned() else v.pin_memory() for v in (x, y))
+        x, y = (v.pin_memory() if v.device.type == "cpu" and not v.is_pinned() else v for v in (x, y))
         return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
 
