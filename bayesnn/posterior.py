@@ -82,8 +82,8 @@ class Posterior:
         x : inputs (batch, ...): a tensor, array, data frame or list.
         draws : draws a chain: evenly spaced ones of those stored (all by default), or samples of a distribution
             (100 by default).
-        batch_size : inputs in one forward pass; by default as many as take a mebibyte, so that what the layers of an
-            image net make of them stays in the processor's caches, at most 1,000; on a GPU 64 mebibytes, at most 16,384.
+        batch_size : inputs in one forward pass; by default a mebibyte of them, so that what the layers of an image net
+            make of it stays in the caches, and at most 1,000; on a GPU 64 mebibytes, and at most 16,384.
         seed : of the samples of a distribution; the same seed gives the same answer.
 
         Returns
