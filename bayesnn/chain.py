@@ -14,7 +14,7 @@ import torch
 from bayesnn.data.batches import Batches, Loader
 from bayesnn.kept import Kept, is_finite
 from bayesnn.methods import Method, Plan, Run
-from bayesnn.prepare import Task, constant, try_net
+from bayesnn.prepare import Task, check_numbers, constant, try_net
 from bayesnn.progress import Progress
 from bayesnn.rng import isolated
 from bayesnn.source import Draws, Source
@@ -117,9 +117,7 @@ class Chain:
         """
         model = self.state.model
         x, y = model.place(constant(x), constant(y), device=x.device)
-        for name, value in (("inputs", x), ("targets", y)):
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise ValueError(f"Expected finite {name}, got NaN or infinity in minibatch {self.steps + 1}.")
+        check_numbers(x, y, f" in minibatch {self.steps + 1}")
         if x.shape[1:] not in self._shapes:  # sequences may differ in length from one minibatch to the next
             try:
                 try_net(model, x[:2])

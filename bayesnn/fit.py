@@ -165,7 +165,7 @@ def fit(
     }  # fmt: skip
     train = (task.x, task.y) if task.x is not None and task.y is not None else None
     posterior = Posterior(model, sources, task.num_data, task.target, history, info, train)
-    disk = Store(Path(store), posterior) if store is not None else None
+    disk = Store(Path(store).absolute(), posterior) if store is not None else None
     # Whoever calls fit inside of no_grad() or inference_mode() gets the same run.
     with Progress(progress, plan, chains * method.draw_bytes(model, plan)) as bar, torch.inference_mode(False):
         for chain in range(chains):

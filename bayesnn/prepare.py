@@ -73,6 +73,7 @@ def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | No
         with isolated(generator(seed)):  # a DataLoader takes a seed from torch's global generator
             x, y = next(loader.peek())
         x, y = model.place(constant(x), constant(y))
+        check_numbers(x, y, " in minibatch 1")
         _, outputs = _check(model, x, y)
         held_out = _checked_validation(model, _as_data(validation)) if validation is not None else None
         random_net = _is_random(model, x)
@@ -101,6 +102,7 @@ def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | No
     device = next(iter(model.parameters())).device
     placed = _placed(train, model, device if fits(train.x, device) else train.x.device)
     x = placed.x
+    check_numbers(x, placed.y, f" as {x.dtype}")
     y, outputs = _check(model, x, placed.y)
     if held_out is not None:
         held_out = _checked_validation(model, held_out, own_units=train.target is not None)
@@ -132,6 +134,13 @@ def _as_data(data: Any) -> bd.Data:
 def constant(tensor: Tensor) -> Tensor:
     """The user's tensor cut off from the graph it came from: no gradient of ours shall reach it."""
     return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
+
+
+def check_numbers(x: Tensor, y: Tensor, where: str) -> None:
+    """Raise where inputs or targets are not finite, be it for the dtype of the net."""
+    for name, value in (("inputs", x), ("targets", y)):
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"Expected finite {name}, got NaN or infinity{where}: clean or standardise them.")
 
 
 def fits(data: Tensor, device: torch.device) -> bool:

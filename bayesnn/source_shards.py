@@ -33,7 +33,8 @@ class Shards(Source):
     kind: ClassVar[str] = "shards"
 
     def __init__(self, files: Sequence[Path], device: torch.device | str = "cpu") -> None:
-        self.files, self._device = list(files), str(device)
+        # Absolute: the process may move to another directory.
+        self.files, self._device = [file.absolute() for file in files], str(device)
         self._counts = [_length(file) for file in self.files]
         self.num_draws: int = sum(self._counts)
 

@@ -78,6 +78,10 @@ MISTAKES = {
         lambda: fit().predict(X.reshape(5, 4, 2)),
         r"Expected inputs of the shape .* got \(5, 4, 2\) and torch.float32: outputs \(2, 4, 1\)",
     ),
+    "numbers of a loader that the net's dtype does not hold": (
+        lambda: fit(data=DataLoader(TensorDataset(X.double() * 1e300, Y), batch_size=5), batch_size=None),
+        "Expected finite inputs, got NaN or infinity in minibatch 1: clean or standardise them",
+    ),
     "device that nobody knows": (lambda: fit(device="cudaa"), "Expected a device that is here, got 'cudaa': use 'cpu'"),
     "GPU that is not there": (
         lambda: fit(device="cuda:77"),

@@ -214,3 +214,15 @@ def test_memory_grows_neither_with_draws_nor_with_inputs(tmp_path):
     fit_small, predict_small, fit_large, predict_large = (float(value) for value in done.stdout.split())
     assert fit_large - max(fit_small, predict_small) < 100  # MB; the draws are 700 MB more
     assert predict_large - max(fit_large, predict_small) < 40
+
+
+def test_the_process_may_move_elsewhere(tmp_path, monkeypatch):
+    """Draws are read from where they were written, whatever the path was relative to."""
+    monkeypatch.chdir(tmp_path)
+    posterior = fitted(METHODS[0], store="run")
+    loaded = bnn.Posterior.load("run", net_of())
+    expected = posterior.predict(X).mean
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert torch.equal(posterior.predict(X).mean, expected)
+    assert torch.equal(loaded.predict(X).mean, expected)
