@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from bayesnn.data.dataset import all_finite
 from bayesnn.model import State
 from bayesnn.source import Draws, Source
 from bayesnn.source_shards import Shards
@@ -91,4 +92,4 @@ class KeptOnDisk(Kept):
 
 def is_finite(state: State) -> bool:
     """Whether every number of a draw is finite."""
-    return all(bool(torch.isfinite(value).all()) for value in state.values())
+    return all(all_finite(value) for value in state.values())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bayesnn.data.dataset import as_inputs
+from bayesnn.data.dataset import all_finite, as_inputs
 from bayesnn.errors import at_least, first_line
 from bayesnn.model import BayesianModel, State
 from bayesnn.predictive import Predictive
@@ -214,7 +214,7 @@ class Posterior:
         inputs = inputs.to(reference.dtype) if inputs.is_floating_point() else inputs
         if inputs.dim() == 0 or len(inputs) == 0:
             raise ValueError(f"Expected at least one input, (batch, ...), got shape {tuple(inputs.shape)}: give rows.")
-        if inputs.is_floating_point() and not torch.isfinite(inputs).all():
+        if not all_finite(inputs):
             raise ValueError("Expected finite inputs, got NaN or infinity: clean them first.")
         self._try(inputs)
         return inputs

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from bayesnn import data as bd
 from bayesnn.data.batches import Batches, Loader, Order
+from bayesnn.data.dataset import all_finite
 from bayesnn.errors import first_line, is_real
 from bayesnn.model import BayesianModel
 from bayesnn.rng import generator, isolated
@@ -139,7 +140,7 @@ def constant(tensor: Tensor) -> Tensor:
 def check_numbers(x: Tensor, y: Tensor, where: str) -> None:
     """Raise where inputs or targets are not finite, be it for the dtype of the net."""
     for name, value in (("inputs", x), ("targets", y)):
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if not all_finite(value):
             raise ValueError(f"Expected finite {name}, got NaN or infinity{where}: clean or standardise them.")
 
 

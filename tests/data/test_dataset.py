@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bayesnn.data import Data, Standardize, split
+from bayesnn.data.dataset import all_finite
 
 
 def numbers(*shape, dtype=torch.float32, seed=0):
@@ -174,3 +175,12 @@ class TestSplit:
             split(Data(numbers(1, 1), numbers(1)), 0.5)
         with pytest.raises(ValueError, match="stratify=False"):
             split(Data(numbers(4, 1), numbers(4)), 0.5, stratify=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_all_finite_is_what_looking_at_each_number_says(dtype):
+    large = torch.full((5,), torch.finfo(dtype).max, dtype=dtype)  # their sum is infinite
+    good = [torch.ones(3, dtype=dtype), large, -large, torch.zeros(0, dtype=dtype), torch.tensor([1, 2])]
+    bad = [torch.tensor(row, dtype=dtype) for row in ([1, torch.inf], [torch.inf, -torch.inf], [torch.nan, 1.0])]
+    assert all(all_finite(v) for v in good)
+    assert not any(all_finite(v) for v in bad)
