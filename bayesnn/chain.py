@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from bayesnn.data.batches import Batches, Loader
 from bayesnn.kept import Kept, is_finite
 from bayesnn.methods import Method, Plan, Run
+from bayesnn.model import State
 from bayesnn.prepare import Task, check_numbers, constant, try_net
 from bayesnn.progress import Progress
 from bayesnn.rng import isolated
@@ -24,14 +25,29 @@ MOST_RECORDS = 500
 
 
 class Chain:
-    """One Run through all its epochs, with what it leaves behind."""
+    """One Run through all its epochs, with what it leaves behind.
+
+    Attributes
+    ----------
+    numbers : of the chain, or of the chains that the Run holds (:mod:`bayesnn.together`).
+    keeps : the draws of each.
+    diverged : which of them have, and ``diverged_at`` the step.
+    """
 
     def __init__(
-        self, number: int, run: Run, plan: Plan, task: Task, early_stopping: int | None, bar: Progress, kept: Kept
+        self,
+        numbers: Sequence[int],
+        run: Run,
+        plan: Plan,
+        task: Task,
+        early_stopping: int | None,
+        bar: Progress,
+        keeps: Sequence[Kept],
     ) -> None:
-        self.number, self.state, self.plan, self.task, self.bar = number, run, plan, task, bar
+        self.numbers, self.state, self.plan, self.task, self.bar = numbers, run, plan, task, bar
         self.patience = early_stopping
-        self.kept = kept
+        self.keeps = keeps
+        self.diverged: list[int] = []
         self.history: list[dict[str, Any]] = []
         self.diverged_at: int | None = None
         self._finishing = False
@@ -54,9 +70,10 @@ class Chain:
                     if self.diverged_at is not None:
                         break
             if self.diverged_at is not None:
+                beside = " (and the others with it)" if len(self.numbers) > 1 else ""
                 warnings.warn(
-                    f"Chain {self.number} stopped: its loss became NaN or infinite at step {self.diverged_at}; "
-                    f"{len(self.kept)} draws are kept. {calmer(method).capitalize()}.",
+                    f"Chain {self.diverged[0]} stopped{beside}: its loss became NaN or infinite at step "
+                    f"{self.diverged_at}; {len(self.keeps[0])} draws are kept. {calmer(method).capitalize()}.",
                     stacklevel=3,
                 )
                 return
@@ -76,7 +93,7 @@ class Chain:
                 if not math.isfinite(value):
                     return value
                 total += value
-            self.kept.extend(run.draw())
+            self._keep(run.draw())
             if self.steps > run.schedule_from:
                 for scheduler in self._schedulers:
                     scheduler.step()
@@ -97,13 +114,26 @@ class Chain:
 
     def _read(self, losses: deque[torch.Tensor]) -> float:
         """The oldest of these losses; where it is no number the chain ends."""
-        value = float(losses.popleft())
+        value = self._value(losses.popleft())
         if math.isfinite(value):
-            self.bar.step(value)
+            self.bar.step(value, len(self.numbers))
         else:
             self.diverged_at = self.steps - len(losses)
-            self.kept.drop_broken()
+            self._drop_broken()
         return value
+
+    def _value(self, loss: torch.Tensor) -> float:
+        value = float(loss)
+        if not math.isfinite(value):
+            self.diverged = [self.numbers[0]]
+        return value
+
+    def _keep(self, states: Sequence[State]) -> None:
+        self.keeps[0].extend(states)
+
+    def _drop_broken(self) -> None:
+        for kept in self.keeps:
+            kept.drop_broken()
 
     def _placed(self, batches: Batches | Loader) -> Any:
         if isinstance(batches, Batches):
@@ -128,14 +158,19 @@ class Chain:
         return x, y
 
     def _record(self, epoch: int, loss: float, seconds: float) -> None:
-        row: dict[str, Any] = {"chain": self.number, "epoch": epoch, "loss": loss, **self.state.end_epoch()}
-        if self.state.optimizers:
-            row["lr"] = self.state.optimizers[0].param_groups[0]["lr"]
-        row["seconds"] = seconds
-        if self.task.validation is not None:
-            row |= score(self.state, self.task.validation, self.task.target)
+        run, validation = self.state, self.task.validation
+        row = {"chain": self.numbers[0], "epoch": epoch, "loss": loss, **self._measured(seconds)}
+        if validation is not None:
+            row |= score(run.model, run.snapshot(), validation, self.task.target)
         self.history.append(row)
         self.bar.epoch(row)
+
+    def _measured(self, seconds: float) -> dict[str, Any]:
+        """What the Run says of its epoch, and how long it took."""
+        row: dict[str, Any] = dict(self.state.end_epoch())
+        if self.state.optimizers:
+            row["lr"] = self.state.optimizers[0].param_groups[0]["lr"]
+        return {**row, "seconds": seconds}
 
     def _exhausted(self, epoch: int) -> bool:
         if self.patience is None:
@@ -145,34 +180,51 @@ class Chain:
             self._best = (value, epoch, self.state.state_dict())
         return epoch - self._best[1] >= self.patience
 
-    def result(self, batches: Batches | Loader) -> Source | None:
-        """The chain's source: the distribution it ends in, or its draws; None where a NaN left nothing."""
+    def results(self, batches: Batches | Loader) -> list[Source | None]:
+        """Each chain's source: the distribution it ends in, or its draws; None where a NaN left nothing."""
         self._finishing = True
-        self.kept.drop_broken()
+        self._drop_broken()
         if self._best is not None:
             self.state.load_state_dict(self._best[2])
         elif self.diverged_at is not None:
-            return self.kept.source()
+            return self._kept()
         with isolated(self.state.streams.fence):
             source = self.state.finish(batches)
-        source = source or self.kept.source() or Draws.stack(self.state.snapshot())
-        if not is_finite(source.last()):
-            self.diverged_at = self.steps  # the very last step broke it: no loss came after to show it
-            return None
-        return self.kept.hold(source)
+        if source is not None:
+            sources: Sequence[Source | None] = self._divided(source)
+        elif any(map(len, self.keeps)):
+            sources = self._kept()
+        else:
+            sources = self._divided(Draws.stack(self.state.snapshot()))
+        return [self._whole(*each) for each in zip(self.numbers, self.keeps, sources, strict=True)]
 
-    def rescue(self, batches: Batches | Loader, error: BaseException, alone: bool) -> Source | None:
+    def _divided(self, source: Source) -> Sequence[Source]:
+        """Each chain's part of what the Run ends in."""
+        return [source]
+
+    def _kept(self) -> list[Source | None]:
+        return [kept.source() for kept in self.keeps]
+
+    def _whole(self, number: int, kept: Kept, source: Source | None) -> Source | None:
+        if source is not None and is_finite(source.last()):
+            return kept.hold(source)
+        self.diverged_at = self.steps  # the very last step broke it: no loss came after to show it
+        self.diverged.append(number)
+        return None
+
+    def rescue(self, batches: Batches | Loader, error: BaseException, alone: bool) -> list[Source | None]:
         """What ``error`` leaves: the draws kept; after Ctrl-C, where no chain is whole (``alone``), the present state.
 
         Half trained or still burning in, a chain beside whole ones leaves nothing: they are the answer.
         """
         try:
-            if not self._finishing and (len(self.kept) or (alone and isinstance(error, KeyboardInterrupt))):
-                return self.result(batches)
+            kept = any(map(len, self.keeps))
+            if not self._finishing and (kept or (alone and isinstance(error, KeyboardInterrupt))):
+                return self.results(batches)
         except (Exception, KeyboardInterrupt):  # it failed a second time; what is kept needs no more work
             pass
-        self.kept.drop_broken()
-        return self.kept.source()
+        self._drop_broken()
+        return self._kept()
 
 
 def _reads_late(device: torch.device) -> bool:

@@ -176,6 +176,8 @@ def _in_blocks(array: NDArray[Any], statistic: Callable[[Array], Array]) -> Arra
     def work(start: int) -> None:
         block = np.ascontiguousarray(quantities[..., start : start + step].transpose(2, 0, 1), dtype=np.float64)
         finite = np.isfinite(block).all(axis=(1, 2))
+        if not finite.any():
+            return
         # 0 / 0 is how a quantity without variance becomes nan
         with np.errstate(divide="ignore", invalid="ignore"):
             result[start : start + step][finite] = statistic(block[finite])

@@ -72,6 +72,8 @@ class KeptOnDisk(Kept):
     def _write(self) -> None:
         from safetensors.torch import save_file
 
+        if not is_finite(self._states[-1]):  # of a GPU the loss that shows it is read late: it can still be dropped
+            return
         file = self._folder / f"{self._stem}-{len(self._files)}.safetensors"
         save_file(Draws.stack(self._states).tensors(), file)
         self._written += len(self._states)

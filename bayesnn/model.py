@@ -207,6 +207,10 @@ class BayesianModel(nn.Module):
             y = self._checked(y, outputs)
         return self.likelihood.log_prob(outputs, y)
 
+    def mean_nll(self, x: Tensor, y: Tensor) -> Tensor:
+        """Mean negative log likelihood of the rows (nats), shape ()."""
+        return -self.log_likelihood(x, y).mean()
+
     def log_joint(self, x: Tensor, y: Tensor, num_data: int | None = None) -> Tensor:
         """log p(w) + (N / B) sum_i log p(y_i | x_i, w), shape (); ``num_data`` is N, the batch's own B by default.
 

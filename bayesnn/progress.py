@@ -48,20 +48,20 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def step(self, loss: float) -> None:
-        """One step was taken; ``loss`` is shown whenever the bar is drawn anew, a few times a second."""
+    def step(self, loss: float, chains: int = 1) -> None:
+        """``chains`` chains took a step; ``loss`` is shown whenever the bar is drawn anew, a few times a second."""
         if self._bar is None:
             return
         if self._timing:
-            self._time()
-        if self._bar.update():
+            self._time(chains)
+        if self._bar.update(chains):
             self._shown["loss"] = f"{loss:.4g}"
             self._bar.set_postfix(self._shown)
 
-    def _time(self) -> None:
+    def _time(self, steps: int) -> None:
         """The forecast: by time, because a run may be of few long steps. The first one warms up, unless it is long."""
         now = time.perf_counter()
-        self._steps += 1
+        self._steps += steps
         if now - self._began >= TIMED_SECONDS:
             self._timing = False
             self._announce((now - self._began) / self._steps)

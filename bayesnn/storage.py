@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -82,16 +83,20 @@ class Store:
             raise ValueError(f"Expected a directory without a posterior for store=, got {str(path)!r}: give another.")
         path.mkdir(parents=True, exist_ok=True)
         self._path, self._posterior = path, posterior
+        self._unfinished: dict[int, Source] = {}
 
-    def keep(self, chain: int) -> KeptOnDisk:
-        """Where the draws of a chain go."""
+    def keep(self, numbers: Sequence[int]) -> list[KeptOnDisk]:
+        """Where the draws go of the chains that run now; those before them are among the posterior's sources."""
         device = next(self._posterior.model.parameters()).device
-        return KeptOnDisk(self._path, f"chain-{chain}", device, self._update)
+        self._unfinished = {}
+        return [KeptOnDisk(self._path, f"chain-{n}", device, partial(self._update, n)) for n in numbers]
 
-    def _update(self, unfinished: Source) -> None:
+    def _update(self, number: int, unfinished: Source) -> None:
         """The manifest of what there is, should the run end here."""
+        self._unfinished[number] = unfinished
         so_far = copy(self._posterior)
-        so_far.sources, so_far.info = [*so_far.sources, unfinished], {**so_far.info, "interrupted": True}
+        so_far.sources = [*so_far.sources, *self._unfinished.values()]
+        so_far.info = {**so_far.info, "interrupted": True}
         save(so_far, self._path)
 
     def close(self) -> None:

@@ -185,20 +185,35 @@ def diagnostics(rounds: int) -> Rows:
 
 
 def chains(rounds: int) -> Rows:
-    """Four chains to four times one chain."""
-    made: list[tuple[str, nn.Module, Tensor, float]] = [
-        ("LeNet5, batch 64", bnn.nets.LeNet5(), torch.randn(640, 1, 28, 28), 1.0),
-        ("MLP 8-50-2, batch 64", bnn.nets.MLP(8, (50,), 2), torch.randn(6400, 8), 0.5),
+    """Four chains to four times one chain: one after another, and as one (``vectorize``), plain and compiled."""
+    made: list[tuple[str, nn.Module, Tensor, float | None, bool, bool]] = [
+        ("LeNet5, batch 64", bnn.nets.LeNet5(), torch.randn(640, 1, 28, 28), 1.0, False, False),
+        ("MLP 8-50-2, batch 64", bnn.nets.MLP(8, (50,), 2), torch.randn(6400, 8), None, False, False),
+        ("MLP 8-50-2, batch 64, vectorized", bnn.nets.MLP(8, (50,), 2), torch.randn(6400, 8), None, False, True),
+        (
+            "MLP 8-50-2, batch 64, compiled, vectorized",
+            bnn.nets.MLP(8, (50,), 2),
+            torch.randn(6400, 8),
+            0.5,
+            True,
+            True,
+        ),
     ]
-    for title, net, x, bound in made:
+    for title, net, x, bound, compiled, vectorized in made:
         data = x, torch.randint(2, (len(x),), generator=generator(1))
         model = bnn.BayesianModel(net, bnn.priors.Normal(1.0), bnn.likelihoods.Categorical())
+        settings: dict[str, Any] = {"epochs": 5, "batch_size": 64, "progress": False, "compile": compiled}
 
-        def run(count: int, model: bnn.BayesianModel = model, data: tuple[Tensor, Tensor] = data) -> Step:
-            options: dict[str, Any] = {"epochs": 5, "batch_size": 64, "progress": False}
-            return lambda: bnn.fit(model, data, bnn.SGHMC(**{**STEADY, "draws": 5}), chains=count, **options)
+        def run(
+            model: bnn.BayesianModel = model,
+            data: tuple[Tensor, Tensor] = data,
+            settings: dict[str, Any] = settings,
+            **options: Any,
+        ) -> Step:
+            return lambda: bnn.fit(model, data, bnn.SGHMC(**{**STEADY, "draws": 5}), **settings, **options)
 
-        seconds = time_interleaved({"four": run(4), "one": run(1)}, max(5, rounds // 3), block=1)
+        runs = {"four": run(chains=4, vectorize=vectorized), "one": run(chains=1)}
+        seconds = time_interleaved(runs, max(5, rounds // 3), block=1)
         yield f"{title}: four chains to four times one", Row([v / 4 for v in ratios(seconds, "four", "one")], bound)
 
 

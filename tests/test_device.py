@@ -118,6 +118,17 @@ def test_data_that_do_not_fit(method, monkeypatch):
 
 
 @on_gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_chains_together(compiled):
+    options = {"chains": 3, "device": "cuda", "compile": compiled}
+    method = bnn.SGHMC(lr=0.05, temperature=0.0)  # without noise, of which chains together share one stream
+    alone, together = (fit(method, vectorize=vectorize, **options) for vectorize in (False, True))
+    for states, others in zip(alone.states(), together.states(), strict=True):
+        for name, value in states[-1].items():
+            torch.testing.assert_close(value, others[-1][name], rtol=1e-3, atol=1e-4)
+
+
+@on_gpu
 def test_loaders():
     loader = [DataLoader(TensorDataset(X, Y), batch_size=8, pin_memory=pin) for pin in (True, False)]
     first, second = (fit(bnn.MAP(), data, batch_size=None, device="cuda") for data in loader)

@@ -148,3 +148,13 @@ def test_what_is_no_set_of_draws_is_refused():
         rhat(np.zeros(5))
     with pytest.raises(ValueError, match="kind must be one of bulk, tail, mean; got 'median'"):
         ess(np.zeros((2, 5)), "median")
+
+
+def test_a_block_of_nothing_but_nan_is_nan_and_loses_no_other():
+    values = np.random.default_rng(0).normal(size=(4, 1000, 600))
+    values[:, :, 262:524] = np.nan  # a whole block of 2^20 numbers
+    for measure in (rhat, lambda v: ess(v, kind="tail"), lambda v: ess(v, kind="bulk")):
+        found = measure(values)
+        assert np.isnan(found[262:524]).all()
+        assert np.isfinite(np.delete(found, np.s_[262:524])).all()
+    assert np.isnan(rhat(np.full((4, 100), np.nan)))

@@ -40,7 +40,7 @@ def test_the_validation_scores_of_the_last_epoch_stay_beside_it(screen):
 
 def test_between_two_drawings_nothing_is_formatted(monkeypatch):
     with Progress(True, plan(), 0) as bar:
-        monkeypatch.setattr(bar._bar, "update", lambda: None)  # tqdm did not draw
+        monkeypatch.setattr(bar._bar, "update", lambda n: None)  # tqdm did not draw
         monkeypatch.setattr(bar._bar, "set_postfix", lambda *_, **__: pytest.fail("formatted"))
         bar.step(1.0)
 

@@ -87,18 +87,25 @@ class Batches:
         return steps - 1 if one_left and self.order != "iid" else steps
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.order == "iid":
-            for _ in range(len(self)):
-                yield self._rows(self._draw_rows())
-        elif len(self) == 1:
-            yield self._moved(self.x, self.y)
-        elif self.order == "sequential":
+        if self.in_order:
             yield from self.all_rows()
         else:
-            assert self.generator is not None
+            yield from map(self._rows, self.indices())
+
+    @property
+    def in_order(self) -> bool:
+        """Whether an epoch is the rows as they lie in memory, of which minibatches are views."""
+        return self.order == "sequential" or (self.order == "reshuffle" and len(self) == 1)
+
+    def indices(self) -> Iterator[Tensor]:
+        """Rows of each minibatch of an epoch; what a new epoch takes from ``generator``."""
+        assert self.generator is not None
+        if self.order == "iid":
+            for _ in range(len(self)):
+                yield self._draw_rows()
+        else:
             order = torch.randperm(self.num_data, generator=self.generator, device=self.generator.device)
-            for rows in order.to(self.x.device).split(self._sizes()):
-                yield self._rows(rows)
+            yield from order.to(self.x.device).split(self._sizes())
 
     def peek(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Walk minibatches of ``batch_size`` rows that are the same in every call, and leave ``generator`` alone.
@@ -117,6 +124,9 @@ class Batches:
 
     def all_rows(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Walk every row exactly once, in pieces of about ``batch_size`` rows, in their order, as views."""
+        if len(self) == 1:
+            yield self._moved(self.x, self.y)
+            return
         for x, y in zip(self.x.split(self._sizes()), self.y.split(self._sizes()), strict=True):
             yield self._moved(x, y)
 

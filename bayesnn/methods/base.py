@@ -121,6 +121,11 @@ class Method(ABC):
         """Whether the method can take compiled gradients."""
         return False
 
+    @property
+    def vectorizes(self) -> bool:
+        """Whether chains can run as one: the method does to each weight the same, whichever net's it is."""
+        return False
+
     def check(self, model: BayesianModel, plan: Plan) -> None:
         """Refuse early what this method cannot do with this model and budget."""
 
@@ -177,19 +182,19 @@ class Run(ABC):
 
     @abstractmethod
     def step(self, x: Tensor, y: Tensor) -> Tensor:
-        """One step on a minibatch; returns the mean negative log likelihood of its rows (nats), shape ()."""
+        """One step on a minibatch; its mean negative log likelihood (nats), shape (), or (chains,) of several."""
 
     def backward(self, x: Tensor, y: Tensor, terms: PriorTerms, weight: float = 1.0, share: float = 1.0) -> Tensor:
         """Add to each parameter's gradient that of ``share * (L + weight * prior_loss(terms, N))``.
 
-        L is the mean negative log likelihood of the minibatch, which is returned, shape (). The pass is compiled where
-        the plan says so.
+        L is the mean negative log likelihood of the minibatch, which is returned, shape (); of nets side by side it is
+        the sum of theirs, and what is returned has one for each. The pass is compiled where the plan says so.
         """
         if self.plan.compile:
             self._compiled_loss = self._compiled_loss or CompiledLoss(self.model)
             return self._compiled_loss.backward(x, y, terms, weight / self.plan.num_data, share)
-        nll = -self.model.log_likelihood(x, y).mean()
-        loss = nll + weight * prior_loss(terms, self.plan.num_data)
+        nll = self.model.mean_nll(x, y)
+        loss = (nll.sum() if nll.dim() else nll) + weight * prior_loss(terms, self.plan.num_data)
         (loss if share == 1 else share * loss).backward()
         return nll.detach()
 

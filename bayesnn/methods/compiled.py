@@ -66,7 +66,7 @@ def density_of(
     """The density without its rows; ``weights`` are all that have a prior."""
     names = tuple((f"model.{name}", parameter.shape) for name, parameter in weights.parameters.items())
     priors = tuple((f"model.{name}", _prepared(model.log_priors[name], weights.parameters[name])) for name in others)
-    return Density(_LogLikelihood(model), names, loc, precision, priors, (), temperature)
+    return Density(LogLikelihood(model), names, loc, precision, priors, (), temperature)
 
 
 def evaluate(vector: Tensor, density: Density) -> Evaluated:
@@ -108,7 +108,7 @@ class CompiledLoss:
     """
 
     def __init__(self, model: BayesianModel) -> None:
-        self._likelihood = _LogLikelihood(model)
+        self._nll = MeanNLL(model)
         self._parameters = {f"model.{name}": p for name, p in model.named_parameters() if p.requires_grad}
         self._names = {p: name for name, p in self._parameters.items()}
         self._terms: PriorTerms | None = None
@@ -126,7 +126,7 @@ class CompiledLoss:
         weights = {name: p.detach() for name, p in self._parameters.items()}
         slopes: dict[str, Tensor]
         nll: Tensor
-        arguments = weights, self._likelihood, self._priors, self._scale[1], x, y
+        arguments = weights, self._nll, self._priors, self._scale[1], x, y
         slopes, nll = call_compiled(_loss_gradient, *arguments, graph=x.is_cuda)
         if not self._checked:
             self._check(x, y, scale, slopes)
@@ -150,7 +150,7 @@ class CompiledLoss:
 
     def _check(self, x: Tensor, y: Tensor, scale: float, slopes: dict[str, Tensor]) -> None:
         """Hold the first compiled pass against a plain one."""
-        loss: Tensor = -self._likelihood(x, y).mean()
+        loss: Tensor = self._nll(x, y).sum()
         for prior, p in self._terms or ():
             loss = loss - scale * prior.log_prob(p).sum()
         gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, list(self._names), allow_unused=True)
@@ -160,23 +160,23 @@ class CompiledLoss:
 
 
 def _loss_gradient(
-    weights: dict[str, Tensor], likelihood: nn.Module, priors: Priors, scale: Tensor, x: Tensor, y: Tensor
+    weights: dict[str, Tensor], mean_nll: nn.Module, priors: Priors, scale: Tensor, x: Tensor, y: Tensor
 ) -> tuple[dict[str, Tensor], Tensor]:
-    slopes, (_, nll) = grad_and_value(_loss, has_aux=True)(weights, likelihood, priors, scale, x, y)
+    slopes, (_, nll) = grad_and_value(_loss, has_aux=True)(weights, mean_nll, priors, scale, x, y)
     return slopes, nll
 
 
 def _loss(
-    weights: dict[str, Tensor], likelihood: nn.Module, priors: Priors, scale: Tensor, x: Tensor, y: Tensor
+    weights: dict[str, Tensor], mean_nll: nn.Module, priors: Priors, scale: Tensor, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
-    nll = -functional_call(likelihood, weights, (x, y)).mean()
-    loss = nll
+    nll = functional_call(mean_nll, weights, (x, y))
+    loss = nll.sum()  # of nets side by side
     for name, prior in priors:
         loss = loss - scale * prior.log_prob(weights[name]).sum()
     return loss, nll.detach()
 
 
-class _LogLikelihood(nn.Module):
+class LogLikelihood(nn.Module):
     """The model's log likelihood as a forward pass: what ``functional_call`` can call."""
 
     def __init__(self, model: BayesianModel) -> None:
@@ -185,6 +185,17 @@ class _LogLikelihood(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self.model.log_likelihood(x, y)
+
+
+class MeanNLL(nn.Module):
+    """Likewise the model's mean negative log likelihood."""
+
+    def __init__(self, model: BayesianModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.model.mean_nll(x, y)
 
 
 def _prepared(prior: Any, parameter: Tensor) -> Any:

@@ -45,6 +45,11 @@ class MAP(Method):
 
     compiles = True
 
+    @property
+    def vectorizes(self) -> bool:
+        """An optimizer of the user's own may join the weights of a tensor."""
+        return isinstance(self.optimizer, str)
+
     lr: float = 1e-3
     optimizer: str | type[torch.optim.Optimizer] = "adam"
     momentum: float = 0.9

@@ -111,6 +111,11 @@ class SamplerMethod(Method):
             raise unknown("variance_reduction", self.variance_reduction, ANCHORS)
 
     @property
+    def vectorizes(self) -> bool:
+        """Precisions are drawn from the weights of one chain."""
+        return not self.gibbs_noise
+
+    @property
     def full_passes(self) -> bool:  # type: ignore[override]
         """Anchors need the gradient of all rows, Gibbs steps for the noise all residuals."""
         return self.variance_reduction is not None or self.gibbs_noise

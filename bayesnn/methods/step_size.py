@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import Any
@@ -81,7 +82,10 @@ class StepSize:
     def _see_curvature(self, losses: RowLosses, noise: torch.Generator, scales: Sequence[Tensor] | None) -> None:
         if self._direction is None:
             self._direction = [torch.empty_like(p).normal_(generator=noise) for p in self._parameters]
-        curvature, _, self._direction = largest_curvature(losses, self._parameters, self._direction, ITERATIONS, scales)
+        curvature, _, found = largest_curvature(losses, self._parameters, self._direction, ITERATIONS, scales)
+        # From a flat place, or one that overflows, no later look would find its way: the next begins anew.
+        length = float(sum(v.square().sum() for v in found))
+        self._direction = found if 0 < length < math.inf else None
         self.gradient_evaluations += 2 * ITERATIONS
         curvature += max(group["weight_decay"] for group in self._sampler.param_groups)
         self._curvature = max(self._curvature, curvature)

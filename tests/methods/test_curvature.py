@@ -1,5 +1,7 @@
 """Power iteration with differences of gradients."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -91,6 +93,18 @@ def test_minibatch_noise_is_measured_bounded_by_default_and_warned_of() -> None:
         bnn.fit(model, (x, y), bnn.SGLD(), **{**options, "batch_size": 1})
     exact = bnn.fit(model, (x, y), bnn.SGLD(lr=0.1), **{**options, "batch_size": None})
     assert exact.info["minibatch_noise"] == [None]
+
+
+@pytest.mark.parametrize("loss", [0.0, math.inf])
+def test_a_look_at_a_flat_place_does_not_blind_those_after_it(loss: float) -> None:
+    weight = nn.Parameter(torch.ones(2))
+    step_size = StepSize(
+        bnn.optim.SGLD([weight], lr=0.1, num_data=9), [weight], True, LR_STABILITY, Plan(9, 9, 9, 1, 1)
+    )
+    stream = torch.Generator().manual_seed(0)
+    step_size.look(lambda: loss * (weight**2).sum().expand(9), 9, stream)
+    step_size.look(lambda: 25 * (weight**2).sum().expand(9), 9, stream)
+    assert step_size._curvature == pytest.approx(50, rel=1e-3)
 
 
 def test_rows_drawn_with_replacement_are_noisier() -> None:
