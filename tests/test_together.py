@@ -125,12 +125,13 @@ def test_nets_of_any_form(part: Any) -> None:
     assert torch.equal(together.net().state_dict()["inner.bias"], net.double().inner.bias)
 
 
-def test_the_law_is_that_of_each_and_they_are_independent() -> None:
+@pytest.mark.parametrize("kind", [bnn.SGHMC, bnn.SGNHT])
+def test_the_law_is_that_of_each_and_they_are_independent(kind: Any) -> None:
     case = problem()
     exact = np.linalg.inv(case.precision)
     full: dict[str, Any] = {"chains": 2, "batch_size": None, "vectorize": True, "progress": False}
     start = bnn.fit(case.model, (case.x, case.y), bnn.MAP(lr=0.05), epochs=1500, **full)
-    method = bnn.SGHMC(lr=case.h * case.n, burn_in=0.2, thin=2)
+    method = kind(lr=case.h * case.n, burn_in=0.2, thin=2)
     posterior = bnn.fit(case.model, (case.x, case.y), method, epochs=1200, init=start, **full)
     chains = [bnn.Posterior(posterior.model, [source], posterior.num_data) for source in posterior.sources]
     draws = [draws_of(chain) for chain in chains]
@@ -158,7 +159,9 @@ def test_own_step_keeps_to_the_stiffest_chain_and_their_mean_noise() -> None:
                 p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(number)))
     rows = X[: N // 2], Y[: N // 2]
     alone = [looked(model.copy(), rows) for model in models]
-    together = looked(SideBySide(models), tuple(v.unsqueeze(1).expand(-1, CHAINS, *v.shape[1:]) for v in rows))  # type: ignore[arg-type]
+    together = looked(
+        SideBySide(models), (rows[0].unsqueeze(1).expand(-1, CHAINS, -1), rows[1].unsqueeze(1).expand(-1, CHAINS))
+    )
     curvatures, variances = zip(*alone, strict=True)
     assert max(curvatures) > 1.5 * min(curvatures)
     np.testing.assert_allclose(together[0], max(curvatures), rtol=0.02)
