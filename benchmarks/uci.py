@@ -135,8 +135,8 @@ METHODS: dict[str, Fit] = {
     "SGNHT, from MAP": warm(bnn.SGNHT(**KEEP), 500, full=False),
     # A large energy variance: in the steps that there are, going farther is worth more than the bias that it costs.
     "MCLMC, from MAP": warm(bnn.MCLMC(energy_variance=0.1, burn_in=0.5, draws=200), 20000),
-    "HMC, from MAP": warm(bnn.HMC(draws=100, max_steps=128), 200),
-    "NUTS, from MAP": warm(bnn.NUTS(draws=100, max_depth=7), 100),
+    "HMC, from MAP": warm(bnn.HMC(draws=100, max_steps=64), 200),
+    "NUTS, from MAP": warm(bnn.NUTS(draws=100, max_depth=6), 100),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ from bayesnn.model import BayesianModel, State
 from bayesnn.rng import Streams
 from bayesnn.source import NormalSource, Source
 
-MEMORIES = 5  # of the curvature in a run: what is left of hess_init is e^-5
+MEMORIES = 15  # of the curvature in a run: what is left of hess_init is e^-15
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,15 @@ class IVON(Method):
     lr : step size: that of SGD as long as the curvature is ``hess_init``.
     hess_init : h at the start, and with ``lr`` the size of a step, lr * (hess_init + delta) of Newton's.
     beta1 : memory of the gradient.
-    beta2 : memory of the curvature. None, the default, makes it a fifth of the run, 1 / (1 - beta2) = steps / 5 steps:
-        ``hess_init`` is forgotten, and the minibatches' noise moves s by about sqrt(2.5 / epochs) of itself at most.
+    beta2 : memory of the curvature. None, the default, makes it longer and longer on the way, as a cosine schedule does
+        with a step: 1 - beta2 = 15 / steps (1 + cos(pi t / steps)). The first half of the run forgets ``hess_init``, to
+        e^-15 in all, which is little even beside the delta of a weight that the data say nothing of; the second half is
+        what s is an average over, and the minibatches' noise moves it by about sqrt(2.5 / epochs) of itself at most.
     mc_samples : weight samples a step, averaged.
-    clip_radius : the most that a weight moves in a step, in units of lr (hess_init + delta): a single gradient that is
+    clip_radius : the most that a weight moves in a step, in units of lr * hess_init as given: a single gradient that is
         far too large, as those of heteroscedastic noise are, would else throw a weight of little curvature out of all
-        bounds, from where it does not come back. ``math.inf`` clips nothing, which is the algorithm of the paper.
+        bounds, from where it does not come back. Once lr has fallen on its schedule no step is so long any more.
+        ``math.inf`` clips nothing.
     schedule : of the learning rate, see :class:`bayesnn.MAP`.
     point_lr : learning rate of the Adam that optimises the parameters without a prior beside, on the same schedule.
 
@@ -87,11 +91,11 @@ class IVON(Method):
     def check(self, model: BayesianModel, plan: Plan) -> None:
         refuse_variational(model, plan, self)
 
-    def memory(self, plan: Plan) -> float:
-        """beta2, as given or by the plan."""
+    def memory(self, step: int, steps: int) -> float:
+        """beta2 at a step (from 0) of so many."""
         if self.beta2 is not None:
             return self.beta2
-        return 1 - min(1.0, MEMORIES / plan.steps)
+        return 1 - min(1.0, MEMORIES / steps * (1 + math.cos(math.pi * step / steps)))
 
     def draw_bytes(self, model: BayesianModel, plan: Plan) -> int:
         return 2 * super().draw_bytes(model, plan)
@@ -114,8 +118,8 @@ class _IVONRun(Run):
             plan.num_data,
             method.hess_init,
             method.beta1,
-            method.memory(plan),
-            clip_radius=method.clip_radius,
+            method.memory(0, plan.steps),
+            clip_radius=method.clip_radius * method.lr * method.hess_init,
             generator=streams.noise,
         )
         if isinstance(init, NormalSource):
@@ -134,6 +138,8 @@ class _IVONRun(Run):
         for p in self._free if S > 1 else ():
             if p.grad is not None:
                 p.grad /= S
+        for group in self._optimizer.param_groups:
+            group["beta2"] = self._method.memory(group["steps"], self.plan.steps)
         for optimizer in self.optimizers:
             optimizer.step()
         self.gradient_evaluations += S

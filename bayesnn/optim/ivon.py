@@ -26,7 +26,8 @@ class IVON(Optimizer):
         \hat h &= \overline{g\,\epsilon / \sigma}, \qquad r = (1 - \beta_2) (\hat h - h) / s \\
         s &\leftarrow s\, (1 + r + r^2 / 2)                                                                 \\
         \bar g &\leftarrow \beta_1 \bar g + (1 - \beta_1)\, \overline{g}                                     \\
-        m &\leftarrow m - \mathrm{lr}\,(h_0 + \delta)\, \frac{\bar g / (1 - \beta_1^t) + \delta m}{s}
+        m &\leftarrow m - \mathrm{clip}\Big(\mathrm{lr}\,(h_0 + \delta)\,
+            \frac{\bar g / (1 - \beta_1^t) + \delta m}{s}\Big)
 
     The term :math:`r^2 / 2` (Lin, Schmidt & Khan 2020) keeps s > 0 however wrong :math:`\hat h` is: a step can halve s
     at most. The paper writes the same update for h = s - delta. ``lr`` means what it means in SGD as long as h is h_0.
@@ -51,7 +52,8 @@ class IVON(Optimizer):
     beta2 : memory of the curvature in [0, 1). The relative variance of s is about (1 - beta2) / 2 * N / B.
     weight_decay : delta >= 0, a Normal prior of standard deviation 1 / sqrt(N delta). Other priors: add -log p(w) / N
         to the loss; h then is the curvature of both.
-    clip_radius : the most that a weight moves in a step, in units of lr (h_0 + delta).
+    clip_radius : the most that a weight moves in a step, in its own units. The paper clips the step before it is
+        multiplied by lr: however small lr becomes, rare large gradients then lose against frequent small ones.
     generator : source of the noise, on the parameters' device; a fresh one from the system's entropy by default.
 
     Raises
@@ -188,11 +190,12 @@ class IVON(Optimizer):
         move: Any = torch._foreach_mul(momentum, 1 / (1 - group["beta1"] ** group["steps"]))
         if delta:
             torch._foreach_add_(move, params, alpha=delta)
+        rate = group["lr"] * (group["hess_init"] + delta)
         torch._foreach_div_(move, s)
-        if group["clip_radius"] < math.inf:
-            torch._foreach_clamp_min_(move, -group["clip_radius"])
-            torch._foreach_clamp_max_(move, group["clip_radius"])
-        torch._foreach_add_(params, move, alpha=-group["lr"] * (group["hess_init"] + delta))
+        if group["clip_radius"] < math.inf and rate > 0:
+            torch._foreach_clamp_min_(move, -group["clip_radius"] / rate)
+            torch._foreach_clamp_max_(move, group["clip_radius"] / rate)
+        torch._foreach_add_(params, move, alpha=-rate)
 
     @torch.no_grad()
     def log_sd(self) -> dict[Tensor, Tensor]:

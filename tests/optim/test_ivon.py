@@ -38,9 +38,9 @@ def train(net: nn.Module, optimizer: IVON, steps: int, samples: int = 1) -> list
     return [p.detach().clone() for p in net.parameters()]
 
 
-@pytest.mark.parametrize(("samples", "clip"), [(1, math.inf), (3, math.inf), (1, 0.05)])
+@pytest.mark.parametrize(("samples", "clip"), [(1, math.inf), (3, math.inf), (1, 0.005)])
 def test_a_step_is_that_of_the_paper(samples: int, clip: float) -> None:
-    """Algorithm 1 written out for h in one flat vector, as the paper has it; the noise is that of the optimizer."""
+    """Algorithm 1 written out for h in one flat vector, but for the clip; the noise is that of the optimizer."""
     lr, h0, beta1, beta2, delta = 0.3, 0.4, 0.8, 0.9, 0.05
     net = net_of()
     twin, source = copy.deepcopy(net), torch.Generator().manual_seed(1)
@@ -59,7 +59,7 @@ def test_a_step_is_that_of_the_paper(samples: int, clip: float) -> None:
         correction = 0.5 * (1 - beta2) ** 2 * (h - h_hat) ** 2 / (h + delta)
         h = beta2 * h + (1 - beta2) * h_hat + correction
         move = (momentum / (1 - beta1**t) + delta * m) / (h + delta)
-        m = m - lr * (h0 + delta) * move.clamp(-clip, clip)
+        m = m - (lr * (h0 + delta) * move).clamp(-clip, clip)
     torch.testing.assert_close(nn.utils.parameters_to_vector(ours), m, rtol=1e-9, atol=1e-12)
 
 
