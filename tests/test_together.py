@@ -148,7 +148,7 @@ def looked(model: bnn.BayesianModel, rows: tuple[Tensor, Tensor]) -> tuple[float
     assert isinstance(run, SamplerRun)
     for _ in range(5):  # the power iteration goes on where it ended
         run._look(*rows)
-    return run._step_size._curvature, float(np.mean(run._step_size._row_variances))
+    return run._step_size._curvatures[-1], float(np.mean(run._step_size._row_variances))
 
 
 def test_own_step_keeps_to_the_stiffest_chain_and_their_mean_noise() -> None:

@@ -173,6 +173,11 @@ class SamplerRun(Run):
             for group in self._sampler.param_groups:
                 for p in (p for p in group["params"] if p in sums):
                     sums[p] += share * (p.grad + group["weight_decay"] * p.detach()).square()
+        # The prior's own share of T H / N^2: at the mode of a weight of which the data say nothing all else is zero.
+        N, T = self.plan.num_data, self._method.temperature
+        for group in self._sampler.param_groups:
+            for p in (p for p in group["params"] if p in sums):
+                sums[p] += len(pieces) * T * group["weight_decay"] / N
         return {p: total / len(pieces) for p, total in sums.items()}
 
     def _drop_anchor(self) -> None:

@@ -44,7 +44,7 @@ class StepSize:
         self._plan = plan
         hot = {id(p) for group in sampler.param_groups if group["temperature"] > 0 for p in group["params"]}
         self._sampled = [id(p) in hot for p in parameters]
-        self._curvature, self._row_variances = 0.0, list[float]()
+        self._curvatures, self._row_variances = list[float](), list[float]()
         self._direction: list[Tensor] | None = None
         self.gradient_evaluations = 0
 
@@ -74,7 +74,9 @@ class StepSize:
             group = self._group()
             lr = group["lr"] / group.get("scale", 1.0)
             noise_bound = lr * NOISE_MOST / max(self.share(), 1e-12)
-            lr = min(LR_MOST, self._stability / max(self._curvature, 1e-12), noise_bound)
+            # An adapting preconditioner is another one at each look, and at first it knows little.
+            seen = self._curvatures if scales is None else _later_half(self._curvatures)
+            lr = min(LR_MOST, self._stability / max([*seen, 1e-12]), noise_bound)
             for each in self._sampler.param_groups:
                 each["lr"] = lr * each.get("scale", 1.0)
         return self.share()
@@ -82,13 +84,18 @@ class StepSize:
     def _see_curvature(self, losses: RowLosses, noise: torch.Generator, scales: Sequence[Tensor] | None) -> None:
         if self._direction is None:
             self._direction = [torch.empty_like(p).normal_(generator=noise) for p in self._parameters]
-        curvature, _, found = largest_curvature(losses, self._parameters, self._direction, ITERATIONS, scales)
+
+        def with_decay() -> Tensor:
+            groups = [group for group in self._sampler.param_groups if group["weight_decay"] > 0]
+            return sum((g["weight_decay"] / 2 * p.square().sum() for g in groups for p in g["params"]), losses())
+
+        curvature, _, found = largest_curvature(with_decay, self._parameters, self._direction, ITERATIONS, scales)
         # From a flat place, or one that overflows, no later look would find its way: the next begins anew.
         length = float(sum(v.square().sum() for v in found))
         self._direction = found if 0 < length < math.inf else None
         self.gradient_evaluations += 2 * ITERATIONS
-        curvature += max(group["weight_decay"] for group in self._sampler.param_groups)
-        self._curvature = max(self._curvature, curvature)
+        if math.isfinite(curvature):
+            self._curvatures.append(curvature)
 
     def _row_variance(
         self, row_losses: RowLosses, scales: Sequence[Tensor] | None, at_anchor: AtAnchor | None
@@ -124,13 +131,19 @@ class StepSize:
         # In coordinates w / sqrt(scale) a step is one of lr / scale.
         injected = self._sampler.injected({**group, "lr": group["lr"] / group.get("scale", 1.0)})
         # At the mode, where the first looks are taken, rows disagree less than over the posterior.
-        late = self._row_variances[len(self._row_variances) // 2 :]
+        late = _later_half(self._row_variances)
         return sum(late) / len(late) * self._plan.unseen / (self._plan.batch_size * injected)
 
     def state_dict(self) -> dict[str, Any]:
         direction = None if self._direction is None else [v.clone() for v in self._direction]
-        return {"curvature": self._curvature, "row_variances": list(self._row_variances), "direction": direction}
+        return {
+            "curvatures": list(self._curvatures), "row_variances": list(self._row_variances), "direction": direction
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._curvature, self._direction = state["curvature"], state["direction"]
+        self._curvatures, self._direction = list(state["curvatures"]), state["direction"]
         self._row_variances = list(state["row_variances"])
+
+
+def _later_half(values: list[float]) -> list[float]:
+    return values[len(values) // 2 :]

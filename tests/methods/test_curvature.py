@@ -104,7 +104,58 @@ def test_a_look_at_a_flat_place_does_not_blind_those_after_it(loss: float) -> No
     stream = torch.Generator().manual_seed(0)
     step_size.look(lambda: loss * (weight**2).sum().expand(9), 9, stream)
     step_size.look(lambda: 25 * (weight**2).sum().expand(9), 9, stream)
-    assert step_size._curvature == pytest.approx(50, rel=1e-3)
+    assert step_size._curvatures[-1] == pytest.approx(50, rel=1e-3)
+
+
+def test_a_look_that_saw_no_number_leaves_the_step_to_those_before_it() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    sampler = bnn.optim.SGLD([weight], lr=0.1, num_data=9)
+    step_size, stream = StepSize(sampler, [weight], True, 0.25, Plan(9, 9, 9, 1, 1)), torch.Generator().manual_seed(0)
+    for loss in (25.0, math.nan):
+        step_size.look(lambda loss=loss: loss * (weight**2).sum().expand(9), 9, stream)
+        assert sampler.param_groups[0]["lr"] == pytest.approx(0.25 / 50, rel=1e-3)
+
+
+@pytest.mark.parametrize("decay", [0.5, 40.0])
+def test_a_prior_is_stiff_in_the_coordinates_of_the_preconditioner(decay: float) -> None:
+    """lambda is the largest eigenvalue of s (H + decay) s: here of diag(4 + decay, 9 decay), in the limit."""
+    weight = nn.Parameter(torch.ones(2))
+    sampler = bnn.optim.PSGLD([weight], lr=0.1, num_data=9, weight_decay=decay)
+    step_size, stream = StepSize(sampler, [weight], True, 0.25, Plan(9, 9, 9, 1, 1)), torch.Generator().manual_seed(0)
+    for _ in range(8):
+        step_size.look(lambda: 2 * weight[0].square().expand(9), 9, stream, [torch.tensor([1.0, 3.0])])
+    expected = max(4 + decay, 9 * decay)
+    assert sampler.param_groups[0]["lr"] == pytest.approx(min(LR_MOST, 0.25 / expected), rel=1e-3)
+
+
+def test_what_an_adapting_preconditioner_looked_like_at_first_is_forgotten() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    sampler = bnn.optim.PSGLD([weight], lr=0.1, num_data=9)
+    step_size, stream = StepSize(sampler, [weight], True, 0.25, Plan(9, 9, 9, 1, 1)), torch.Generator().manual_seed(0)
+    for scale in (100.0, 1.0, 1.0, 1.0):
+        step_size.look(lambda: 25 * (weight**2).sum().expand(9), 9, stream, [torch.full((2,), scale)])
+    assert sampler.param_groups[0]["lr"] == pytest.approx(0.25 / 50, rel=1e-3)
+
+
+def test_a_weight_of_which_the_data_say_nothing_has_the_prior_s_step() -> None:
+    """At its mode its gradients vanish; over the prior their variance is T delta / N, delta = 1 / (N s^2)."""
+    N = 50
+    x = torch.zeros(N, 2)
+    x[:, 0] = torch.randn(N, generator=torch.Generator().manual_seed(0))
+    model = bnn.BayesianModel(nn.Linear(2, 1, bias=False), bnn.priors.Normal(2.0), bnn.likelihoods.Normal(scale=1.0))
+    nn.init.zeros_(model.net.weight)
+    found = []
+    start = bnn.methods.psgld.PSGLD.end_burn_in
+
+    def see(self: bnn.PSGLD, sampler: bnn.optim.PSGLD) -> None:
+        found.append(sampler.scales()[0].square())
+        start(self, sampler)
+
+    method = bnn.PSGLD(lr=1e-9, draws=1, warm_up=0.5, burn_in=0.5, temperature=0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bnn.PSGLD, "end_burn_in", see)
+        bnn.fit(model, (x, 0.5 * x[:, 0]), method, epochs=10, batch_size=None, chains=1, init="net", progress=False)
+    assert float(found[0][0, 1]) == pytest.approx(1 / (method.delta + (0.5 / (4 * N) / N) ** 0.5), rel=0.05)
 
 
 def test_rows_drawn_with_replacement_are_noisier() -> None:
