@@ -84,7 +84,8 @@ class BayesianModel(nn.Module):
                 )
         self.net = net
         self.autocast: torch.dtype | None = None
-        self.likelihood = likelihood
+        # Noise in single precision beside a net in double would be no better than single.
+        self.likelihood = likelihood.double() if next(net.parameters()).dtype == torch.float64 else likelihood
         self.prior: PriorRule = prior if prior is not None else Layerwise(gain=3.0)
         self.moving = {
             f"{prefix}.{name}"

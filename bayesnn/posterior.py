@@ -95,8 +95,13 @@ class Posterior:
             partial(_iterate, source, count, seed, chain, self._device())
             for chain, (source, count) in enumerate(zip(self.sources, counts, strict=True))
         ]
-        models = [source.bind(self.model) for source in self.sources]
-        return Predictive(self.model, chains, counts, self._inputs(x), self.target, batch_size, models)
+        inputs = self._inputs(x)
+        # Draws are written into a net of the answer's own: two threads may predict at once, a net that reaches a weight
+        # by another way than its name sees the draw as well, and a draw from a file lies in memory as any other does.
+        with torch.inference_mode(False):
+            model = self.model.copy()
+            models = [source.bind(model) for source in self.sources]
+        return Predictive(model, chains, counts, inputs, self.target, batch_size, models)
 
     def states(self, draws: int | None = None, seed: int = 0) -> list[list[State]]:
         """Draws of each chain as named tensors, copies of what is stored."""

@@ -21,7 +21,6 @@ from bayesnn.errors import at_least, first_line
 from bayesnn.likelihoods.base import Params
 from bayesnn.model import BayesianModel, State
 from bayesnn.rng import generator, isolated
-from bayesnn.swap import Swap
 
 BLOCK_BYTES = 32 * 2**20  # at most, for a block with all that is computed from it; and as much for outputs
 PASS_BYTES = 2**20, 64 * 2**20  # inputs of a forward pass, at most, on a CPU, and on a GPU
@@ -38,13 +37,13 @@ class Predictive:
 
     Parameters
     ----------
-    model : the model in eval mode; it is not changed.
+    model : in eval mode, and this object's own: draws are written into it.
     chains : for each chain a function that iterates over its draws anew.
     counts : draws of each chain.
     x : inputs (batch, ...), on whichever device: they are moved to the model's a block at a time.
     target : affine map of standardised targets, or None; all answers are in the targets' own units.
     batch_size : inputs in one forward pass; by default as many as take PASS_BYTES, at most PASS_ROWS.
-    models : for each chain the model that takes its draws, where that is not ``model`` itself.
+    models : for each chain the model that takes its draws, where that is not ``model`` itself; own ones as well.
     """
 
     def __init__(
@@ -308,16 +307,24 @@ class Predictive:
 
     @torch.no_grad()
     def _outputs(self, x: Tensor) -> Params:
+        """Parameters of the targets' distribution, each (draw, row, ...)."""
         pieces = x.to(self._device).split(self._batch_size)
-        stacked: dict[str, list[Tensor]] = {}
+        outputs: Params = {}
+        index = 0
         for model, chain in zip(self._models, self._chains, strict=True):
-            at = Swap(model)
+            own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
             for state in chain():
-                parts = [at(state, piece) for piece in pieces]
-                for key in parts[0]:
-                    whole = parts[0][key] if len(parts) == 1 else torch.cat([part[key] for part in parts])
-                    stacked.setdefault(key, []).append(whole)
-        return {key: torch.stack(values) for key, values in stacked.items()}
+                torch._foreach_copy_([own[name] for name in state], list(state.values()))
+                first = 0
+                for piece in pieces:
+                    for key, value in model(piece).items():
+                        if key not in outputs:
+                            outputs[key] = value.new_empty(self.num_draws, len(x), *value.shape[1:])
+                        # At once: what a net returns may be a view of a weight, and the next draw is written there.
+                        outputs[key][index, first : first + len(piece)] = value
+                    first += len(piece)
+                index += 1
+        return outputs
 
 
 def _root(

@@ -13,21 +13,16 @@ from bayesnn.predictive import Predictive
 
 def score(model: BayesianModel, states: Sequence[State], validation: Any, target: Any) -> dict[str, float]:
     """Negative log likelihood (nats), and accuracy or RMSE, of the mixture of ``states`` on validation data."""
-    training = model.training
-    model.eval()
-    autocast, model.autocast = model.autocast, None
-    try:
-        predictive = Predictive(model, [partial(iter, states)], [len(states)], validation.x, target)
-        y = predictive._targets(validation.y)
-        row = {"val_nll": -float(predictive.log_prob(y).double().mean())}
-        if model.likelihood.kind == "classes":
-            mean = predictive.mean
-            guess = mean.argmax(-1) if mean.dim() > y.dim() else mean > 0.5
-            row["val_accuracy"] = float((guess == y).double().mean())
-        else:
-            with suppress(ValueError):  # a distribution without a mean (Student's t with df <= 1) has no such error
-                row["val_rmse"] = float((predictive.mean - y).square().mean().sqrt())
-    finally:
-        model.train(training)
-        model.autocast = autocast
+    model = model.copy().eval()  # draws are written into it
+    model.autocast = None
+    predictive = Predictive(model, [partial(iter, states)], [len(states)], validation.x, target)
+    y = predictive._targets(validation.y)
+    row = {"val_nll": -float(predictive.log_prob(y).double().mean())}
+    if model.likelihood.kind == "classes":
+        mean = predictive.mean
+        guess = mean.argmax(-1) if mean.dim() > y.dim() else mean > 0.5
+        row["val_accuracy"] = float((guess == y).double().mean())
+    else:
+        with suppress(ValueError):  # a distribution without a mean (Student's t with df <= 1) has no such error
+            row["val_rmse"] = float((predictive.mean - y).square().mean().sqrt())
     return row

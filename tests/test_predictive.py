@@ -1,5 +1,6 @@
 import math
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -575,3 +576,68 @@ def test_quantiles_in_low_precision():
         got, expected = half.quantile(0.3, noise=noise), known.predictive.quantile(0.3, noise=noise)
         assert got.dtype == torch.bfloat16
         np.testing.assert_allclose(got.float(), expected, atol=0.05)
+
+
+class ByOtherWays(nn.Module):
+    """A weight known under two names, one reached through a list, and an output that is a view of a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(1, 1), nn.Linear(1, 1)
+        self.second.weight = self.first.weight
+        self.level = nn.Parameter(torch.zeros(1, 1))
+        self.listed = [self.first.bias]
+
+    def forward(self, x):
+        if self.training:
+            return self.second(self.first(x)) + self.level
+        return torch.cat([x * self.first.weight * self.second.weight + self.listed[0], self.level.expand(len(x), 1)], 1)
+
+
+def test_each_draw_is_seen_whichever_way_the_net_reaches_its_weights():
+    net, draws = ByOtherWays(), torch.arange(1.0, 4.0)
+    model = bnn.BayesianModel(net, likelihood=likelihoods.Normal(scale=1.0))
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    stacked = {name: draws.view(-1, *[1] * len(shape)).expand(3, *shape).clone() for name, shape in shapes.items()}
+    posterior = bnn.Posterior(model, [Draws(stacked)], 10)
+    x = torch.tensor([[0.0], [2.0]])
+    expected = torch.stack([torch.cat([x * w**2 + w, w.expand(2, 1)], 1) for w in draws])
+    assert torch.equal(posterior.predict(x).draws[0], expected)
+    assert float(posterior.model.net.level.detach()) == 0.0  # the posterior's own net is not written into
+
+
+def test_a_view_of_a_weight_as_the_whole_output_is_not_overwritten():
+    class Level(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.level = nn.Parameter(torch.zeros(1, 1))
+
+        def forward(self, x):
+            return self.level.expand(len(x), 1)
+
+    model = bnn.BayesianModel(Level(), likelihood=likelihoods.Normal(scale=1.0))
+    posterior = bnn.Posterior(model, [Draws({"net.level": torch.arange(3.0).view(3, 1, 1)})], 10)
+    assert posterior.predict(torch.zeros(2, 1)).draws[0].tolist() == [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]
+
+
+def test_threads_may_predict_at_once():
+    model = bnn.BayesianModel(bnn.nets.MLP(4, (64,), 1), likelihood=likelihoods.Normal())
+    stream = torch.Generator().manual_seed(0)
+    stacked = {n: torch.randn(200, *p.shape, generator=stream) for n, p in model.named_parameters()}
+    posterior = bnn.Posterior(model, [Draws(stacked)], 10)
+    x = torch.randn(50, 4, generator=stream)
+    alone = posterior.predict(x).draws
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: posterior.predict(x).draws, range(12)):
+            assert torch.equal(found, alone)
+
+
+@pytest.mark.parametrize("offset", [1, 2, 3])
+def test_where_a_draw_lies_in_memory_does_not_change_a_bit(offset):
+    """Views at any byte, as of a file, against draws that torch has allocated."""
+    model = bnn.BayesianModel(bnn.nets.MLP(13, (50,), 1), likelihood=likelihoods.Normal(scale=1.0))
+    stacked = {n: p.detach().expand(3, *p.shape).clone() for n, p in model.named_parameters()}
+    views = {n: torch.cat([torch.zeros(offset), v.flatten()])[offset:].view(v.shape) for n, v in stacked.items()}
+    x = torch.randn(20, 13, generator=torch.Generator().manual_seed(0))
+    answers = [bnn.Posterior(model, [Draws(each)], 10).predict(x).draws for each in (stacked, views)]
+    assert torch.equal(*answers)
