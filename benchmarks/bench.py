@@ -99,7 +99,7 @@ def steps(rounds: int) -> Rows:
         model = bnn.BayesianModel(net, bnn.priors.Normal(1.0), bnn.likelihoods.Categorical())
         timed: dict[str, Step] = {name: plain(net, x, y, name) for name in ("adam", "fused adam", "sgd")}
         timed |= {name: ours(model, x, y, method) for name, method in METHODS.items()}
-        timed |= peers.steps(net, x, y)
+        timed |= {name: peer.step for name, peer in peers.installed(net, x, y).items()}
         seconds = time_interleaved(timed, rounds, block=3)
         for name in METHODS:
             base = "sgd" if name in SAMPLERS else "adam"

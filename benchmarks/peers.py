@@ -2,7 +2,7 @@
 
     pip install -c constraints.txt posteriors torchopt bayesian-torch blitz-bayesian-pytorch torchbnn ivon-opt
 
-:func:`steps` gives those whose package is installed, for the same net, data and batch as ours: classification by a net
+:func:`installed` gives those whose package is there, for the same net, data and batch as ours: classification by a net
 of ``nn.Linear`` and ``nn.Conv2d``, one sample of the weights a step, Adam for variational ones. They are timed, not
 judged: what they optimise is theirs. laplace-torch fits after the training, by plain torch: it has no step.
 """
@@ -13,15 +13,23 @@ import copy
 import importlib.util
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Step = Callable[[], object]
 NUM_DATA = 60_000
-Make = Callable[[nn.Module, Tensor, Tensor], Step]
+
+
+class Peer(NamedTuple):
+    """A library at work: a training step, and the outputs (rows, ...) of a net with one draw of the weights."""
+
+    step: Callable[[], object]
+    outputs: Callable[[Tensor], Tensor]
+
+
+Make = Callable[[nn.Module, Tensor, Tensor], Peer]
 
 
 def replaced(net: nn.Module, layer: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
@@ -35,8 +43,8 @@ def replaced(net: nn.Module, layer: Callable[[nn.Module], nn.Module | None]) -> 
     return net
 
 
-def descent(net: nn.Module, loss: Callable[[], Tensor]) -> Step:
-    """zero_grad, loss, backward, a step of Adam."""
+def descent(net: nn.Module, loss: Callable[[], Tensor]) -> Peer:
+    """zero_grad, loss, backward, a step of Adam; such a net draws its weights in each pass."""
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
 
     def step() -> None:
@@ -44,13 +52,13 @@ def descent(net: nn.Module, loss: Callable[[], Tensor]) -> Step:
         loss().backward()
         optimizer.step()
 
-    return step
+    return Peer(step, net)
 
 
 def bayesian_torch(kind: str) -> Make:
     """Its README: ``dnn_to_bnn``, and the KL over the batch size."""
 
-    def make(net: nn.Module, x: Tensor, y: Tensor) -> Step:
+    def make(net: nn.Module, x: Tensor, y: Tensor) -> Peer:
         from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn, get_kl_loss
 
         options = {"prior_mu": 0.0, "prior_sigma": 1.0, "posterior_mu_init": 0.0, "posterior_rho_init": -3.0}
@@ -60,7 +68,7 @@ def bayesian_torch(kind: str) -> Make:
     return make
 
 
-def torchbnn(net: nn.Module, x: Tensor, y: Tensor) -> Step:
+def torchbnn(net: nn.Module, x: Tensor, y: Tensor) -> Peer:
     """Its demo: Bayesian layers, and 0.01 times the mean KL."""
     import torchbnn
 
@@ -79,7 +87,7 @@ def torchbnn(net: nn.Module, x: Tensor, y: Tensor) -> Step:
     return descent(net, lambda: F.cross_entropy(net(x), y) + 0.01 * divergence(net))
 
 
-def blitz(net: nn.Module, x: Tensor, y: Tensor) -> Step:
+def blitz(net: nn.Module, x: Tensor, y: Tensor) -> Peer:
     """Its README: a decorated class, and ``sample_elbo`` with one sample."""
     from blitz.modules import BayesianConv2d, BayesianLinear
     from blitz.utils import variational_estimator
@@ -108,7 +116,7 @@ def blitz(net: nn.Module, x: Tensor, y: Tensor) -> Step:
     return descent(estimator, lambda: estimator.sample_elbo(inputs=x, labels=y, **options))
 
 
-def ivon(net: nn.Module, x: Tensor, y: Tensor) -> Step:
+def ivon(net: nn.Module, x: Tensor, y: Tensor) -> Peer:
     """Its README: sampled parameters around the loss."""
     import ivon
 
@@ -120,13 +128,18 @@ def ivon(net: nn.Module, x: Tensor, y: Tensor) -> Step:
             F.cross_entropy(net(x), y).backward()
         optimizer.step()
 
-    return step
+    def outputs(x: Tensor) -> Tensor:
+        with optimizer.sampled_params():
+            out: Tensor = net(x)
+            return out
+
+    return Peer(step, outputs)
 
 
 def posteriors(kind: str) -> Make:
     """Its documentation: a log posterior over N and a temperature of 1 / N."""
 
-    def make(net: nn.Module, x: Tensor, y: Tensor) -> Step:
+    def make(net: nn.Module, x: Tensor, y: Tensor) -> Peer:
         import posteriors
         import torchopt
 
@@ -149,7 +162,11 @@ def posteriors(kind: str) -> Make:
             nonlocal state
             state, _ = transform.update(state, (x, y), inplace=True)
 
-        return step
+        def outputs(x: Tensor) -> Tensor:
+            weights = posteriors.vi.diag.sample(state) if kind == "VI" else state.params
+            return torch.func.functional_call(net, weights, (x,))
+
+        return Peer(step, outputs)
 
     return make
 
@@ -169,8 +186,8 @@ PEERS: tuple[tuple[str, str, Make, str], ...] = (
 )
 
 
-def steps(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Step]:
-    """A step of each peer that is installed, on a copy of the net."""
+def installed(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Peer]:
+    """Each peer that is installed, on a copy of the net; its steps are on the rows that x and y then hold."""
     found = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # their own, at import

@@ -155,7 +155,7 @@ def main() -> None:
         }
         compiled = {"MAP": bnn.MAP(), "MeanFieldVI": bnn.MeanFieldVI(), "SGHMC": bnn.SGHMC(**STEADY)}
         steps |= {f"{name}, compiled": ours(model, x, y, method, True) for name, method in compiled.items()}
-        steps |= peers.steps(net, x, y)
+        steps |= {name: peer.step for name, peer in peers.installed(net, x, y).items()}
         # Of a tiny net a block has to be long enough for its code to be in the processor's caches, as in a run it is.
         seconds = time_interleaved(steps, arguments.rounds, block=200 if title.startswith("MLP 8-") else 5)
         print(f"\n{title} ({arguments.threads} threads)\n")
