@@ -137,7 +137,7 @@ def ivon(net: nn.Module, x: Tensor, y: Tensor) -> Peer:
 
 
 def posteriors(kind: str) -> Make:
-    """Its documentation: a log posterior over N and a temperature of 1 / N."""
+    """Its documentation: a log posterior over N and a temperature of 1 / N. The step and the friction are ours."""
 
     def make(net: nn.Module, x: Tensor, y: Tensor) -> Peer:
         import posteriors
@@ -155,7 +155,9 @@ def posteriors(kind: str) -> Make:
             transform = posteriors.vi.diag.build(log_posterior, optimizer, temperature=1 / NUM_DATA, init_log_sds=-3.0)
         else:
             module = getattr(posteriors.sgmcmc, kind.lower())
-            transform = module.build(log_posterior, lr=1e-3, temperature=1 / NUM_DATA)
+            # By default its momenta start with variance 1 and not T, and the friction of 0.01 forgets them too late.
+            friction = {} if kind == "SGLD" else {"alpha": 1.0, "momenta": 0.0}
+            transform = module.build(log_posterior, lr=0.1, temperature=1 / NUM_DATA, **friction)
         state = transform.init(parameters)
 
         def step() -> None:
