@@ -67,7 +67,7 @@ class IVON(Method):
     compiles = True
     default_steps: ClassVar[int] = 5000
 
-    lr: float = 0.2
+    lr: float = 0.05
     hess_init: float = 1.0
     beta1: float = 0.9
     beta2: float | None = None
