@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -90,9 +90,10 @@ def fit(
     precision : ``"bf16"`` computes the forward and backward pass of the net in bfloat16 (torch.autocast); weights,
         noise, likelihood and predictions stay float32. It pays on large nets and hardware that has it, and rounds
         gradients to two or three digits. Not for full-batch methods, whose energies need every digit.
-    store : a directory to which draws are written as they are made; :meth:`bayesnn.Posterior.load` reads it, also after
-        a crash. The posterior reads them from there one at a time, so that neither of the two takes memory that grows
-        with the draws. By default they are kept in memory.
+    store : an empty directory, or a new one, to which draws are written as they are made, twice a minute or oftener;
+        :meth:`bayesnn.Posterior.load` reads it, also after a crash. The posterior reads them from there one at a time,
+        so that neither of the two takes memory that grows with the draws. By default they are kept in memory. Where the
+        disk is full the run stops, and what could not be written is in memory.
     progress : show a progress bar, and before a long run the expected seconds and bytes.
 
     Returns
@@ -177,7 +178,7 @@ def fit(
     }  # fmt: skip
     train = (task.x, task.y) if task.x is not None and task.y is not None else None
     posterior = Posterior(model, sources, task.num_data, task.target, history, info, train)
-    disk = Store(Path(store).absolute(), posterior) if store is not None else None
+    disk = Store(store, posterior) if store is not None else None
     # Whoever calls fit inside of no_grad() or inference_mode() gets the same run.
     with Progress(progress, plan, chains * method.draw_bytes(model, plan)) as bar, torch.inference_mode(False):
 
@@ -209,6 +210,8 @@ def fit(
             except (Exception, KeyboardInterrupt) as error:  # hours of work may lie behind: it is not to be lost
                 found = worker.rescue(batches, error, alone=not sources) if worker is not None else []
                 if not sources and all(source is None for source in found):
+                    if disk is not None:
+                        disk.abandon()
                     raise
                 info["interrupted"] = True
                 info["error"] = None if isinstance(error, KeyboardInterrupt) else first_line(error)
@@ -224,7 +227,11 @@ def fit(
                 info["diverged"] += [{"chain": chain, "step": worker.diverged_at} for chain in worker.diverged]
             if info["interrupted"]:
                 break
+            if disk is not None and len(sources) < chains:
+                _write(disk.whole, info)
     if not sources:
+        if disk is not None:
+            disk.abandon()
         first = info["diverged"][0]
         raise DivergedError(
             f"Expected a finite loss, got NaN or infinity in chain {first['chain']} at step {first['step']}, before a "
@@ -238,8 +245,17 @@ def fit(
             stacklevel=2,
         )
     if disk is not None:
-        disk.close()
+        _write(disk.close, info)
     return posterior
+
+
+def _write(what: Callable[[], None], info: dict[str, Any]) -> None:
+    """Write to the store; where the disk does not take it, the posterior is whole all the same."""
+    try:
+        what()
+    except OSError as error:
+        info["error"] = first_line(error)
+        warnings.warn(f"The store could not be written, save the posterior elsewhere: {info['error']}", stacklevel=3)
 
 
 def _stopped(error: BaseException, worker: Chain | None, whole: int) -> str:

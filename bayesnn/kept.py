@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from bayesnn.data.dataset import all_finite
 from bayesnn.model import State
-from bayesnn.source import Draws, Source
+from bayesnn.source import Draws, Source, write_tensors
 from bayesnn.source_shards import Shards
 
-SHARD_BYTES = 64 * 2**20  # of a file, and of the draws that wait in memory to be written to it
+# A file of draws is written when so many wait in memory, or the oldest of them have waited so long.
+SHARD_BYTES = 64 * 2**20
+SHARD_SECONDS = 30.0
 
 
 class Kept:
@@ -56,40 +60,48 @@ class KeptOnDisk(Kept):
         super().__init__()
         self._folder, self._stem, self._device, self._wrote = folder, stem, device, wrote
         self._files: list[Path] = []
-        self._written = 0
+        self._counts: list[int] = []
+        self._written_at = time.monotonic()
 
     def __len__(self) -> int:
-        return self._written + len(self._states)
+        return sum(self._counts) + len(self._states)
 
     def extend(self, states: Sequence[State]) -> None:
         for state in states:
             # The last draw waits for the one after it: until then nobody knows whether it is broken.
             size = sum(value.nbytes for value in state.values())
-            if self._states and (len(self._states) + 1) * size > SHARD_BYTES:
+            full = (len(self._states) + 1) * size > SHARD_BYTES
+            if self._states and (full or time.monotonic() - self._written_at > SHARD_SECONDS):
                 self._write()
             self._states.append(state)
 
     def _write(self) -> None:
-        from safetensors.torch import save_file
-
         if not is_finite(self._states[-1]):  # of a GPU the loss that shows it is read late: it can still be dropped
             return
         file = self._folder / f"{self._stem}-{len(self._files)}.safetensors"
-        save_file(Draws.stack(self._states).tensors(), file)
-        self._written += len(self._states)
-        self._files, self._states = [*self._files, file], []
-        self._wrote(Shards(self._files, self._device))
+        write_tensors(Draws.stack(self._states).tensors(), file)
+        self._files.append(file)
+        self._counts.append(len(self._states))
+        self._states, self._written_at = [], time.monotonic()
+        self._wrote(self._shards())
+
+    def _shards(self, rest: Source | None = None) -> Shards:
+        return Shards(self._files, self._device, self._counts, rest if isinstance(rest, Draws) else None)
 
     def source(self) -> Source | None:
+        """Likewise; draws that the disk does not take, for want of room, are in memory."""
         if self._states:
-            self._write()
-        return Shards(self._files, self._device) if self._files else None
+            with suppress(OSError):
+                self._write()
+        rest = super().source()
+        return self._shards(rest) if self._files else rest
 
     def hold(self, source: Source) -> Source:
-        if not isinstance(source, Draws):
-            return source
-        self.extend(list(source.states(None, torch.Generator())))
-        return self.source() or source
+        if isinstance(source, Draws):
+            with suppress(OSError):
+                self.extend(list(source.states(None, torch.Generator())))
+                return self.source() or source
+        return source
 
 
 def is_finite(state: State) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from bayesnn.errors import first_line
 from bayesnn.model import BayesianModel, State
 
 
@@ -55,10 +56,8 @@ class Source(ABC):
 
     def write(self, folder: Path, stem: str) -> list[str]:
         """Save in files whose names, which are returned, begin with ``stem``."""
-        from safetensors.torch import save_file
-
         name = f"{stem}.safetensors"
-        save_file({key: value.contiguous() for key, value in self.tensors().items()}, folder / name)
+        write_tensors(self.tensors(), folder / name)
         return [name]
 
     @classmethod
@@ -77,6 +76,17 @@ def evenly_spaced(n: int | None, num_draws: int) -> list[int]:
     """Indices of ``n`` draws, all for None; with the last one, which is the farthest from the start."""
     n = num_draws if n is None else min(n, num_draws)
     return [((k + 1) * num_draws) // n - 1 for k in range(n)]
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """A safetensors file of these; OSError where the disk does not take it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({key: value.contiguous() for key, value in tensors.items()}, file)
+    except SafetensorError as error:
+        raise OSError(f"{file}: {first_line(error)}") from error
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

@@ -21,31 +21,26 @@ from bayesnn.errors import first_line
 from bayesnn.kept import KeptOnDisk
 from bayesnn.model import BayesianModel
 from bayesnn.posterior import Posterior
-from bayesnn.source import SOURCES, Source, read_tensors
+from bayesnn.source import SOURCES, Source, read_tensors, write_tensors
+from bayesnn.source_shards import DamagedShardError
 
 VERSION = 2
+MANIFEST, DRAFT = "manifest.json", "manifest.json.new"
 _SAME = "give the architecture that was saved."
 _KEYS = ("dtype", "chains", "constants", "prior", "likelihood", "num_data", "target", "info", "history")
 
 
 def save(posterior: Posterior, path: Path) -> None:
     """Write ``posterior``. A save that fails leaves the one before it whole: the new manifest takes over at the end."""
-    from safetensors.torch import save_file
-
     old = _files(path)
     # Another name beside the files of the posterior that was saved here before, which stay until the end.
-    tag = f"-{token_hex(4)}" if (path / "manifest.json").exists() else ""
-    constants, draft = f"constants{tag}.safetensors", path / f"manifest{tag}.json.new"
+    tag = f"-{token_hex(4)}" if (path / MANIFEST).exists() else ""
     path.mkdir(parents=True, exist_ok=True)
     before = set(path.iterdir())
     try:
-        chains = [
-            {"kind": source.kind, "files": source.write(path, f"chain-{chain}{tag}")}
-            for chain, source in enumerate(posterior.sources)
-        ]
-        save_file(_constants(posterior), path / constants)
-        draft.write_text(json.dumps(_describe(posterior, chains, constants), indent=1, default=_plain))
-        draft.replace(path / "manifest.json")
+        chains = [_write_chain(source, path, f"chain-{k}{tag}") for k, source in enumerate(posterior.sources)]
+        constants = _write_constants(posterior, path, f"constants{tag}.safetensors")
+        _write_manifest(_describe(posterior, chains, constants), path)
     except BaseException:
         for file in set(path.iterdir()) - before:
             if file.name.startswith(("chain-", "constants", "manifest")):
@@ -55,10 +50,31 @@ def save(posterior: Posterior, path: Path) -> None:
         (path / name).unlink(missing_ok=True)
 
 
+def _write_chain(source: Source, path: Path, stem: str) -> dict[str, Any]:
+    return {"kind": source.kind, "files": source.write(path, stem)}
+
+
+def _write_constants(posterior: Posterior, path: Path, name: str) -> str:
+    """Frozen parameters and fixed buffers of the net: they belong to the answer as much as the draws do.
+
+    What a module keeps beside tensors (``get_extra_state``) is that of the net which is given to load().
+    """
+    model = posterior.model
+    drawn = posterior.sources[0].last().keys() & dict(model.named_parameters()).keys()
+    tensors = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    write_tensors({key: value.clone() for key, value in tensors.items() if key not in drawn}, path / name)
+    return name
+
+
+def _write_manifest(manifest: dict[str, Any], path: Path) -> None:
+    (path / DRAFT).write_text(json.dumps(manifest, indent=1, default=_plain))
+    (path / DRAFT).replace(path / MANIFEST)
+
+
 def _files(path: Path) -> list[str]:
     """Files of tensors of the posterior saved at ``path``, as its manifest names them; none where it cannot be read."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = json.loads((path / MANIFEST).read_text())
         names = [name for chain in manifest["chains"] for name in chain["files"]] + [manifest["constants"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
@@ -70,19 +86,30 @@ class Store:
 
     Parameters
     ----------
-    path : a directory in which no posterior is saved.
+    path : an empty directory, or one that is not there yet; it is claimed, so that no other fit writes there.
     posterior : what is being fitted; its sources, history and info grow.
 
     Raises
     ------
-    ValueError : there is a posterior in ``path``.
+    ValueError : ``path`` is no directory, or one with something in it.
     """
 
-    def __init__(self, path: Path, posterior: Posterior) -> None:
-        if (path / "manifest.json").exists():
-            raise ValueError(f"Expected a directory without a posterior for store=, got {str(path)!r}: give another.")
-        path.mkdir(parents=True, exist_ok=True)
-        self._path, self._posterior = path, posterior
+    def __init__(self, path: str | Path, posterior: Posterior) -> None:
+        if not str(path):
+            raise ValueError("Expected a directory for store=, got '': name one.")
+        self._path, self._posterior = Path(path).absolute(), posterior
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            if any(self._path.iterdir()):
+                raise FileExistsError
+            (self._path / DRAFT).touch(exist_ok=False)  # of two fits that are here at once, one succeeds
+        except (FileExistsError, NotADirectoryError) as error:
+            got = "one with files in it" if self._path.is_dir() else "a file"
+            raise ValueError(
+                f"Expected an empty directory for store=, got {got}, {str(path)!r}: give another."
+            ) from error
+        self._chains: list[dict[str, Any]] = []
+        self._constants: str | None = None
         self._unfinished: dict[int, Source] = {}
 
     def keep(self, numbers: Sequence[int]) -> list[KeptOnDisk]:
@@ -94,21 +121,35 @@ class Store:
     def _update(self, number: int, unfinished: Source) -> None:
         """The manifest of what there is, should the run end here."""
         self._unfinished[number] = unfinished
-        so_far = copy(self._posterior)
-        so_far.sources = [*so_far.sources, *self._unfinished.values()]
-        so_far.info = {**so_far.info, "interrupted": True}
-        save(so_far, self._path)
+        self._describe(interrupted=True)
+
+    def abandon(self) -> None:
+        """Give the directory back, where nothing has come into it."""
+        (self._path / DRAFT).unlink(missing_ok=True)
+
+    def whole(self) -> None:
+        """The manifest of the chains that are whole, should the run end before the next one is."""
+        self._unfinished = {}
+        self._describe(interrupted=True)
 
     def close(self) -> None:
         """The manifest of all there is."""
-        save(self._posterior, self._path)
+        self._unfinished = {}
+        self._describe(interrupted=self._posterior.info["interrupted"])
 
-
-def _constants(posterior: Posterior) -> dict[str, Tensor]:
-    """Frozen parameters and fixed buffers of the net: they belong to the answer as much as the draws do."""
-    model = posterior.model
-    drawn = posterior.sources[0].last().keys() & dict(model.named_parameters()).keys()
-    return {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items() if name not in drawn}
+    def _describe(self, interrupted: bool) -> None:
+        sources = self._posterior.sources
+        for number, source in enumerate(sources[len(self._chains) :], len(self._chains)):
+            self._chains.append(_write_chain(source, self._path, f"chain-{number}"))
+        unfinished = [_write_chain(source, self._path, "") for source in self._unfinished.values()]
+        if not (self._chains or unfinished):
+            return
+        so_far = copy(self._posterior)
+        so_far.sources = [*sources, *self._unfinished.values()]
+        so_far.info = {**so_far.info, "interrupted": interrupted}
+        if self._constants is None:
+            self._constants = _write_constants(so_far, self._path, "constants.safetensors")
+        _write_manifest(_describe(so_far, self._chains + unfinished, self._constants), self._path)
 
 
 def _describe(posterior: Posterior, chains: list[dict[str, Any]], constants: str) -> dict[str, Any]:
@@ -164,7 +205,7 @@ def load(path: Path, net: nn.Module, prior: Any = None, likelihood: Any = None) 
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    file = path / "manifest.json"
+    file = path / MANIFEST
     if not file.is_file():
         raise FileNotFoundError(f"Expected a posterior saved by posterior.save() in {path}, found no manifest.json.")
     try:
@@ -190,11 +231,13 @@ def _manifest(path: Path) -> dict[str, Any]:
 def _source(path: Path, chain: Any) -> Source:
     kind, names = (chain.get("kind"), chain.get("files")) if isinstance(chain, dict) else (None, None)
     if kind not in SOURCES or not isinstance(names, list) or not names:
-        raise _damaged(path / "manifest.json", f"a chain {chain!r}")
+        raise _damaged(path / MANIFEST, f"a chain {chain!r}")
     files = [path / _name(path, name) for name in names]
     with _readable(files[0]):
         try:
             return SOURCES[kind].read(files)
+        except DamagedShardError as error:
+            raise _damaged(error.file, str(error)) from error
         except (KeyError, ValueError, TypeError, StopIteration) as error:
             raise _damaged(files[0], f"tensors that are not those of {kind!r}") from error
 
@@ -202,7 +245,7 @@ def _source(path: Path, chain: Any) -> Source:
 def _name(path: Path, name: Any) -> str:
     """The name of a file; one with a folder in it would read from outside of the directory."""
     if not isinstance(name, str) or Path(name).name != name:
-        raise _damaged(path / "manifest.json", f"a file {name!r}")
+        raise _damaged(path / MANIFEST, f"a file {name!r}")
     return name
 
 
@@ -222,7 +265,7 @@ def _damaged(file: Path, got: str) -> ValueError:
 
 def _load_constants(model: BayesianModel, constants: dict[str, Tensor], drawn: set[str]) -> None:
     """Write the tensors that belong to no draw, after holding the net's own tensors against those that were saved."""
-    tensors = model.state_dict()
+    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     for name, value in constants.items():
         if name not in tensors or tensors[name].shape != value.shape:
             got = tuple(tensors[name].shape) if name in tensors else "none"

@@ -1,6 +1,7 @@
 """Draws on disk: ``fit(store=...)`` against the same fit in memory, what a crash leaves, and the memory it takes."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,11 @@ import torch
 from torch import nn
 
 import bayesnn as bnn
+from bayesnn.chain import Chain
+from bayesnn.kept import KeptOnDisk
+from bayesnn.source import write_tensors
+from bayesnn.source_shards import DamagedShardError, Shards
+from bayesnn.storage import Store
 
 X = torch.linspace(-1, 1, 24)[:, None]
 Y = (3 * X[:, 0]).sin()
@@ -102,12 +108,144 @@ def test_saving_copies_the_files_and_leaves_them_where_they_are_read_from(small_
         bnn.Posterior.load(tmp_path / "copy", net_of())
 
 
-def test_a_directory_with_a_posterior_is_not_written_over(tmp_path):
-    fitted(bnn.MAP()).save(tmp_path)
-    before = (tmp_path / "manifest.json").read_bytes()
-    with pytest.raises(ValueError, match="Expected a directory without a posterior for store="):
-        fitted(bnn.MAP(), store=tmp_path)
-    assert (tmp_path / "manifest.json").read_bytes() == before
+def test_a_directory_is_taken_only_while_it_is_empty(tmp_path):
+    fitted(bnn.MAP()).save(tmp_path / "saved")
+    before = (tmp_path / "saved" / "manifest.json").read_bytes()
+    (tmp_path / "file").write_text("mine")
+    for path, got in (("saved", "one with files in it"), ("file", "a file"), ("file/in", "a file")):
+        with pytest.raises(ValueError, match=f"Expected an empty directory for store=, got {got}"):
+            fitted(bnn.MAP(), store=tmp_path / path)
+    with pytest.raises(ValueError, match="Expected a directory for store=, got ''"):
+        fitted(bnn.MAP(), store="")
+    assert (tmp_path / "saved" / "manifest.json").read_bytes() == before
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_of_two_fits_that_begin_at_once_one_gets_the_directory(tmp_path):
+    posterior = fitted(bnn.MAP())
+    Store(tmp_path / "run", posterior)
+    with pytest.raises(ValueError, match="Expected an empty directory"):
+        Store(tmp_path / "run", posterior)
+
+
+def test_a_fit_that_leaves_nothing_gives_the_directory_back(tmp_path):
+    with pytest.warns(UserWarning, match="stopped"), pytest.raises(bnn.DivergedError):
+        fitted(bnn.SGLD(lr=1e9, warm_up=0.0), store=tmp_path / "run")
+    assert fitted(bnn.MAP(), store=tmp_path / "run").num_chains == 2
+
+
+def test_draws_that_have_waited_long_are_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("bayesnn.kept.SHARD_SECONDS", -1.0)
+    seen = []
+    kept = KeptOnDisk(tmp_path, "chain-0", torch.device("cpu"), lambda source: seen.append(source.num_draws))
+    for number in range(4):
+        kept.extend([{"w": torch.full((2,), float(number))}])
+    assert seen == [1, 2, 3]  # the last waits for what comes after it
+    assert [float(state["w"][0]) for state in kept.source().states(None, torch.Generator())] == [0, 1, 2, 3]
+
+
+def test_a_draw_that_may_still_be_dropped_is_not_written(tmp_path, monkeypatch):
+    """A broken one may be seen to be so only when the next has been made."""
+    monkeypatch.setattr("bayesnn.kept.SHARD_SECONDS", -1.0)
+    kept = KeptOnDisk(tmp_path, "chain-0", torch.device("cpu"), lambda source: None)
+    for number in (1.0, math.nan, math.nan):
+        kept.extend([{"w": torch.full((2,), number)}])
+    kept.drop_broken()
+    assert len(kept) == 1
+    assert [float(state["w"][0]) for state in kept.source().states(None, torch.Generator())] == [1.0]
+
+
+@pytest.mark.parametrize("method", [bnn.MAP(), bnn.MeanFieldVI(), bnn.SGHMC(draws=3)], ids=lambda m: type(m).__name__)
+def test_each_whole_chain_is_on_disk_before_the_next_begins(method, tmp_path, monkeypatch):
+    whole, run, begun = fitted(method), Chain.run, []
+
+    def dies(chain, *rest):
+        begun.append(chain.numbers)
+        if len(begun) == 2:
+            raise SystemExit  # what no fit holds up
+        run(chain, *rest)
+
+    monkeypatch.setattr(Chain, "run", dies)
+    with pytest.raises(SystemExit):
+        fitted(method, store=tmp_path)
+    loaded = bnn.Posterior.load(tmp_path, net_of())
+    assert loaded.info["interrupted"] is True
+    assert loaded.num_draws == whole.num_draws[:1]
+    assert torch.equal(loaded.net(0)(X), whole.net(0)(X))
+
+
+@pytest.mark.parametrize("room", [0, 1, 3])
+def test_a_disk_that_is_full_loses_nothing(room, small_files, tmp_path, monkeypatch):
+    """Files beyond ``room`` fail: the run stops and all draws made so far are there, some of them in memory."""
+    written = []
+
+    def write(tensors, file):
+        if len(written) == room:
+            raise OSError("No space left on device")
+        written.append(file)
+        write_tensors(tensors, file)
+
+    for module in ("kept", "source", "storage"):
+        monkeypatch.setattr(f"bayesnn.{module}.write_tensors", write)
+    method = bnn.SGHMC(draws=7, warm_up=0.1)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        posterior = fitted(method, store=tmp_path / "run")
+    assert posterior.info["error"] == "No space left on device"
+    made = posterior.num_draws[0]
+    assert 3 <= made <= 7
+    for chain, expected in zip(posterior.states(), fitted(method).states(), strict=False):
+        for one, other in zip(chain, expected, strict=False):
+            assert all(torch.equal(one[name], other[name]) for name in one)
+    monkeypatch.undo()
+    posterior.save(tmp_path / "elsewhere")
+    assert_same(bnn.Posterior.load(tmp_path / "elsewhere", net_of()), posterior)
+
+
+def test_vi_whose_store_is_full_is_whole_in_memory(tmp_path, monkeypatch):
+    def write(tensors, file):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("bayesnn.source.write_tensors", write)
+    with pytest.warns(UserWarning, match="The store could not be written, save the posterior elsewhere: No space"):
+        posterior = fitted(bnn.MeanFieldVI(), store=tmp_path / "run")
+    assert_same(posterior, fitted(bnn.MeanFieldVI()))
+
+
+@pytest.mark.parametrize(
+    ("damage", "got"),
+    [
+        (lambda tensors: {"w": tensors["w"].double(), "b": tensors["b"]}, "'w' of another form"),
+        (lambda tensors: {"w": tensors["w"][:, :1], "b": tensors["b"]}, "'w' of another form"),
+        (lambda tensors: {"w": tensors["w"]}, "'b' of another form"),
+        (lambda tensors: {"w": tensors["w"], "b": tensors["b"][:1]}, r"tensors of \[1, 3\] draws"),
+        (None, "No such file"),
+    ],
+)
+def test_a_damaged_file_is_the_one_that_is_named(damage, got, tmp_path):
+    tensors = {"w": torch.zeros(3, 2), "b": torch.zeros(3, 1)}
+    files = [tmp_path / f"chain-0-{k}.safetensors" for k in range(3)]
+    for file in files:
+        write_tensors(tensors, file)
+    if damage is None:
+        files[1].unlink()
+    else:
+        write_tensors(damage(tensors), files[1])
+    with pytest.raises(DamagedShardError, match=got) as caught:
+        Shards(files)
+    assert caught.value.file == files[1]
+
+
+def test_what_a_module_keeps_beside_tensors_is_no_hindrance(tmp_path):
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return {"version": 3}
+
+        def set_extra_state(self, state):
+            raise AssertionError("nobody saved it")
+
+    model = bnn.BayesianModel(nn.Sequential(Extra(1, 1)), likelihood=bnn.likelihoods.Normal())
+    posterior = bnn.fit(model, (X, Y), epochs=1, store=tmp_path, progress=False)
+    assert_same(posterior, bnn.Posterior.load(tmp_path, nn.Sequential(Extra(1, 1))))
 
 
 def test_a_draw_that_is_broken_is_not_on_disk(small_files, tmp_path):
