@@ -82,6 +82,11 @@ class BayesianModel(nn.Module):
                 raise ValueError(
                     f"Expected materialised parameters, got a lazy {name!r}: call the net on data once first."
                 )
+            if parameter.requires_grad and parameter.dtype not in (torch.float32, torch.float64):
+                raise ValueError(
+                    f"Expected trainable parameters in float32 or float64, got {name!r} in {parameter.dtype}: convert "
+                    "the net; fit(precision='bf16') computes in half precision beside weights that keep every step."
+                )
         self.net = net
         self.autocast: torch.dtype | None = None
         # Noise in single precision beside a net in double would be no better than single.

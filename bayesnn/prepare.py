@@ -103,7 +103,6 @@ def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | No
     device = next(iter(model.parameters())).device
     placed = _placed(train, model, device if fits(train.x, device) else train.x.device)
     x = placed.x
-    check_numbers(x, placed.y, f" as {x.dtype}")
     y, outputs = _check(model, x, placed.y)
     if held_out is not None:
         held_out = _checked_validation(model, held_out, own_units=train.target is not None)
@@ -151,6 +150,7 @@ def fits(data: Tensor, device: torch.device) -> bool:
 
 def _placed(data: bd.Data, model: BayesianModel, device: torch.device | None = None) -> bd.Data:
     x, y = model.place(data.x, data.y, device=device)
+    check_numbers(x, y, f" as {x.dtype}")  # what is finite in float64 may be none in the net's own dtype
     return bd.Data(x, y, data.name, data.classes, data.inputs, data.target)
 
 

@@ -128,3 +128,32 @@ class TestNumbers:
         for value in (False, 1, np.float32(1.0), -0.1, float("nan"), "0.1"):
             with pytest.raises(ValueError, match=r"Expected burn_in in \[0, 1\)"):
                 fraction("burn_in", value)
+
+
+@pytest.mark.parametrize("which", ["x", "y"])
+def test_what_is_finite_only_in_double_precision_is_refused(which):
+    x, y = torch.ones(4, 2, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+    (x if which == "x" else y)[1] = 1e300
+    name = {"x": "inputs", "y": "targets"}[which]
+    with pytest.raises(ValueError, match=f"Expected finite {name}, got NaN or infinity as torch.float32"):
+        prepare(bnn.BayesianModel(nn.Linear(2, 1), likelihood=bnn.likelihoods.Normal()), (x, y), None, None, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+def test_numbers_that_are_not_real_or_cannot_be_added_up_are_refused(dtype):
+    x, y = torch.ones(4, 2), torch.ones(4)
+    model = bnn.BayesianModel(nn.Linear(2, 1), likelihood=bnn.likelihoods.Normal())
+    for data, name in (((x.to(dtype), y), "x"), ((x, y.to(dtype)), "y")):
+        with pytest.raises(TypeError, match=f"Data: expected real numbers in {name}, got {dtype}"):
+            prepare(model, data, None, None, 0)
+    with pytest.raises(TypeError, match="Data: expected real numbers in x"):
+        bnn.fit(model, (x, y), epochs=1, progress=False).predict(x.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn, torch.float16, torch.bfloat16])
+def test_weights_that_lose_small_steps_are_refused(dtype):
+    net = nn.Linear(2, 1).to(dtype)
+    with pytest.raises(
+        ValueError, match=f"Expected trainable parameters in float32 or float64, got 'weight' in {dtype}"
+    ):
+        bnn.BayesianModel(net, likelihood=bnn.likelihoods.Normal())

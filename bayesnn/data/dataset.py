@@ -39,7 +39,7 @@ class Data:
         If ``x`` and ``y`` differ in rows or have none, hold NaN or infinities, a class lies outside ``classes``, or
         ``target`` or ``classes`` does not go with the dtype of ``y``.
     TypeError
-        If ``x`` or ``y`` is no tensor; :meth:`Data.of` takes arrays and lists.
+        If ``x`` or ``y`` is no tensor of real numbers; :meth:`Data.of` takes arrays and lists.
     """
 
     x: Tensor
@@ -53,6 +53,7 @@ class Data:
         for label, v in (("x", self.x), ("y", self.y)):
             if not isinstance(v, Tensor):
                 raise TypeError(f"Data: expected {label} to be a tensor, got {type(v).__name__}: use Data.of(x, y)")
+            check_dtype(label, v)
             if v.dim() == 0:
                 raise ValueError(
                     f"Data: expected {label} of shape (N, ...), got a single number: pass one row per case"
@@ -216,6 +217,12 @@ def split(data: Data, fraction: float, seed: int = 0, stratify: bool | None = No
     return data.subset(~in_part), data.subset(in_part)
 
 
+NUMBERS = (
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+)  # fmt: skip
+
+
 def as_inputs(x: Any) -> Tensor:
     """Inputs as :meth:`Data.of` converts them, or its errors."""
     tensor = _tensor("x", x)
@@ -230,6 +237,7 @@ def as_targets(y: Any) -> Tensor:
 
 def _tensor(label: str, v: Any) -> Tensor:
     if isinstance(v, Tensor):
+        check_dtype(label, v)
         return v
     if np.ma.is_masked(v):
         raise ValueError(
@@ -258,6 +266,12 @@ def all_finite(v: Tensor) -> bool:
     A sum is read off in one pass that keeps nothing. Where it overflows, the numbers are looked at one by one.
     """
     return not v.is_floating_point() or bool(torch.isfinite(v.sum())) or bool(torch.isfinite(v).all())
+
+
+def check_dtype(label: str, v: Tensor) -> None:
+    """Refuse complex numbers, and those that torch cannot add up."""
+    if v.dtype not in NUMBERS:
+        raise TypeError(f"Data: expected real numbers in {label}, got {v.dtype}: convert them, to float32 say")
 
 
 def check_finite(label: str, v: Tensor) -> None:
