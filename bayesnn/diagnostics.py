@@ -216,6 +216,8 @@ def _rank_normalise(block: Array) -> Array:
     row, first = np.nonzero(turns == 1)
     last = np.nonzero(turns == -1)[1]
     length = last - first + 1
+    # The places of all runs, one run after another: 0, 1, 2, ... counted through, and in each run moved to begin at its
+    # own first place instead of at the number of places in the runs before it.
     place = np.arange(length.sum()) + np.repeat(first - np.cumsum(length) + length, length)
     normal[np.repeat(row, length), place] = np.repeat(scores[first + last], length)
     normalised = np.empty_like(flat)

@@ -112,8 +112,12 @@ class Draws(Source):
         return cls({name: torch.stack([state[name] for state in states]) for name in states[0]})
 
     def states(self, n: int | None, generator: torch.Generator) -> Iterator[State]:
+        wanted = evenly_spaced(n, self.num_draws)
+        if len(wanted) < self.num_draws:  # a view of each of ten thousand draws takes longer than a pass of ten
+            yield from (self.state(index, generator) for index in wanted)
+            return
         each = {name: tensor.unbind() for name, tensor in self.stacked.items()}
-        for index in evenly_spaced(n, self.num_draws):
+        for index in wanted:
             yield {name: tensors[index] for name, tensors in each.items()}
 
     def state(self, index: int, generator: torch.Generator) -> State:

@@ -19,7 +19,7 @@ from bayesnn.data.batches import Batches, Loader
 from bayesnn.errors import first_line
 from bayesnn.kept import Kept
 from bayesnn.methods import Method, Plan, Run
-from bayesnn.methods.compiled import LogLikelihood
+from bayesnn.methods.compiled import AsModule
 from bayesnn.model import BayesianModel, State
 from bayesnn.prepare import Task
 from bayesnn.progress import Progress
@@ -43,7 +43,9 @@ class SideBySide(BayesianModel):
 
         super().__init__(copy.deepcopy(first.net), first.prior, copy.deepcopy(first.likelihood), chosen)
         self.autocast, self.log_priors = first.autocast, first.log_priors
-        self._form = (LogLikelihood(first),)  # in a tuple it is no part of this module: its parameters are none of ours
+        self._form = (
+            AsModule(first, "log_likelihood"),
+        )  # in a tuple it is no part of this module: its parameters are none of ours
         each = [dict(model.named_parameters()) for model in models]
         self._names = [name for name, p in self.named_parameters() if p.requires_grad]
         for name, p in self.named_parameters():

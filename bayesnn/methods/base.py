@@ -184,13 +184,16 @@ class Run(ABC):
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """One step on a minibatch; its mean negative log likelihood (nats), shape (), or (chains,) of several."""
 
-    def backward(self, x: Tensor, y: Tensor, terms: PriorTerms, weight: float = 1.0, share: float = 1.0) -> Tensor:
+    def backward(
+        self, x: Tensor, y: Tensor, terms: PriorTerms, weight: float = 1.0, share: float = 1.0, once: bool = False
+    ) -> Tensor:
         """Add to each parameter's gradient that of ``share * (L + weight * prior_loss(terms, N))``.
 
         L is the mean negative log likelihood of the minibatch, which is returned, shape (); of nets side by side it is
-        the sum of theirs, and what is returned has one for each. The pass is compiled where the plan says so.
+        the sum of theirs, and what is returned has one for each. The pass is compiled where the plan says so, but not
+        one of a number of rows that comes ``once``: it would be compiled for itself.
         """
-        if self.plan.compile:
+        if self.plan.compile and not once:
             self._compiled_loss = self._compiled_loss or CompiledLoss(self.model)
             return self._compiled_loss.backward(x, y, terms, weight / self.plan.num_data, share)
         nll = self.model.mean_nll(x, y)

@@ -10,7 +10,8 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # the same form compile nothing. torch's own limit, all that an older one knows, is eight forms.
 FORMS = 64
 AGREEMENT = 1e-3  # of the first compiled gradient with the plain one, relative: float32 keeps to 1e-5
+ASIDE = 1e-2  # how far from the present weights the two are compared, in units of 1 + |w|
 Evaluated = tuple[Tensor, Tensor, Tensor]  # U / T, its gradient, and the priors' part of U
 Priors = tuple[tuple[str, Any], ...]  # name of the parameter, prior
 
@@ -66,7 +68,7 @@ def density_of(
     """The density without its rows; ``weights`` are all that have a prior."""
     names = tuple((f"model.{name}", parameter.shape) for name, parameter in weights.parameters.items())
     priors = tuple((f"model.{name}", _prepared(model.log_priors[name], weights.parameters[name])) for name in others)
-    return Density(LogLikelihood(model), names, loc, precision, priors, (), temperature)
+    return Density(AsModule(model, "log_likelihood"), names, loc, precision, priors, (), temperature)
 
 
 def evaluate(vector: Tensor, density: Density) -> Evaluated:
@@ -108,7 +110,7 @@ class CompiledLoss:
     """
 
     def __init__(self, model: BayesianModel) -> None:
-        self._nll = MeanNLL(model)
+        self._nll = AsModule(model, "mean_nll")
         self._parameters = {f"model.{name}": p for name, p in model.named_parameters() if p.requires_grad}
         self._names = {p: name for name, p in self._parameters.items()}
         self._terms: PriorTerms | None = None
@@ -127,9 +129,10 @@ class CompiledLoss:
         slopes: dict[str, Tensor]
         nll: Tensor
         arguments = weights, self._nll, self._priors, self._scale[1], x, y
-        slopes, nll = call_compiled(_loss_gradient, *arguments, graph=x.is_cuda)
         if not self._checked:
-            self._check(x, y, scale, slopes)
+            with aside(list(self._names)):
+                self._check(x, y, scale, call_compiled(_loss_gradient, *arguments, graph=x.is_cuda)[0])
+        slopes, nll = call_compiled(_loss_gradient, *arguments, graph=x.is_cuda)
         # Compiled code returns one tensor for two gradients that are one expression, in a layout of its choice, and on
         # a GPU in memory that its next call overwrites; optimizers change gradients in place, and fused ones take
         # weights and gradients in the order of memory.
@@ -176,26 +179,16 @@ def _loss(
     return loss, nll.detach()
 
 
-class LogLikelihood(nn.Module):
-    """The model's log likelihood as a forward pass: what ``functional_call`` can call."""
+class AsModule(nn.Module):
+    """``log_likelihood`` or ``mean_nll`` of a model as a forward pass: what ``functional_call`` can call."""
 
-    def __init__(self, model: BayesianModel) -> None:
+    def __init__(self, model: BayesianModel, method: str) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.method = model, method
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.model.log_likelihood(x, y)
-
-
-class MeanNLL(nn.Module):
-    """Likewise the model's mean negative log likelihood."""
-
-    def __init__(self, model: BayesianModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.model.mean_nll(x, y)
+        out: Tensor = getattr(self.model, self.method)(x, y)
+        return out
 
 
 def _prepared(prior: Any, parameter: Tensor) -> Any:
@@ -259,9 +252,28 @@ def check_agreement(plain: Sequence[Tensor], compiled: Sequence[Tensor]) -> None
     )
     if apart > AGREEMENT * size:  # not where either is not a number: a plain pass says that better
         raise RuntimeError(
-            f"Expected the compiled pass to give the plain one's gradient, got one {apart / size:.2g} of its length "
-            "away: leave compile=True out, or let the net reach each weight by its own attribute."
+            f"Expected the compiled pass to give the plain one's gradient, got one {apart:.2g} away from one of "
+            f"length {size:.2g}: leave compile=True out, or let the net reach each weight by its own attribute."
         )
+
+
+@contextmanager
+def aside(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """The tensors are elsewhere inside, and to the bit where they were afterwards.
+
+    At a mode a gradient is what is left of terms that cancel, which is rounding: nothing to compare with.
+    """
+    originals = [tensor.detach().clone() for tensor in tensors]
+    stream = torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():
+            for tensor in tensors:
+                noise = torch.randn(tensor.shape, generator=stream, dtype=torch.float64).to(tensor)
+                tensor.addcmul_(noise, 1 + tensor.abs(), value=ASIDE)
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(list(tensors), originals)
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from bayesnn.methods.base import (
     refuse_dropout,
     refuse_running_statistics,
 )
-from bayesnn.methods.compiled import Density, Evaluated, call_compiled, check_agreement, density_of, evaluate
+from bayesnn.methods.compiled import Density, Evaluated, aside, call_compiled, check_agreement, density_of, evaluate
 from bayesnn.methods.flat import FlatWeights, normal_priors
 from bayesnn.model import BayesianModel
 
@@ -124,8 +124,9 @@ class Potential:
             self._rows = list(zip(x.split(self._chunk), y.split(self._chunk), strict=True))
             if self._density is not None:
                 self._density = self._density._replace(rows=tuple(self._rows))
-                found = call_compiled(_at, self.vector, evaluate, self._density)
-                check_agreement(self._plain(self.vector, None)[1:2], found[1:2])
+                with aside([self.vector]):
+                    found = call_compiled(_at, self.vector, evaluate, self._density)
+                    check_agreement(self._plain(self.vector, None)[1:2], found[1:2])
 
     def __call__(self) -> tuple[float, Tensor]:
         """(U / T, its gradient as a new vector); the sum over rows is in float64, whatever the net computes in.

@@ -228,7 +228,7 @@ class _MCLMCRun(Run):
         before = (vector.clone(), self._energy, self._of_priors, self._gradient) if tuning else None
         nu = math.sqrt(math.expm1(2 * eps / self._L) / self._dims)
         u, integrator = refresh(self._u, nu, self.streams.noise), self._method.integrator
-        moved, self._u, self._gradient, *numbers = self._potential.through(
+        moved, self._u, self._gradient, energy, of_priors, gained = self._potential.through(
             leap,
             len(INTEGRATORS[integrator][0]),
             vector,
@@ -239,8 +239,8 @@ class _MCLMCRun(Run):
             integrator,
         )
         vector.copy_(moved)
-        error, (self._energy, self._of_priors, gained) = -self._energy, map(float, numbers)
-        error += self._energy + gained
+        error = float(energy) + float(gained) - self._energy  # of the sum of potential and kinetic energy
+        self._energy, self._of_priors = float(energy), float(of_priors)
         if before is None:
             self._errors.append(error)
         elif not self._size.update(error):

@@ -120,11 +120,11 @@ class SamplerRun(Run):
         self._sampler.step()
         return loss
 
-    def _backward(self, x: Tensor, y: Tensor) -> Tensor:
+    def _backward(self, x: Tensor, y: Tensor, once: bool = False) -> Tensor:
         """Gradients of the mean loss, less the Normal priors' (weight decay); the mean negative log likelihood."""
         clear_gradients(self._parameters)
         clear_gradients(self._drawn)
-        nll = self.backward(x, y, self._others)
+        nll = self.backward(x, y, self._others, once=once)
         fill_gradients(self._bayesian)
         clear_gradients(self._drawn)  # an optimizer leaves alone what has no gradient
         self.gradient_evaluations += 1
@@ -162,14 +162,15 @@ class SamplerRun(Run):
         Of all rows at once the gradient vanishes at the mode, but not over the posterior: its variance there, T times
         the Hessian of U / N^2, is by Fisher's identity that of a piece's gradient times the piece's share of the rows.
         """
-        pieces, share = self._some, 1.0
-        if self.plan.batch_size >= self.plan.num_data:
+        pieces, share, divided = self._some, 1.0, self.plan.batch_size >= self.plan.num_data
+        if divided:
             x, y = self._some[0]
             size = max(1, len(x) // STATISTICS)
-            pieces, share = list(zip(x.split(size), y.split(size), strict=True)), size / len(x)
+            whole = len(x) // size * size
+            pieces, share = list(zip(x[:whole].split(size), y[:whole].split(size), strict=True)), size / len(x)
         sums = {p: torch.zeros_like(p) for p in self._parameters}
         for x, y in pieces:
-            self._backward(x, y)
+            self._backward(x, y, once=divided)
             for group in self._sampler.param_groups:
                 for p in (p for p in group["params"] if p in sums):
                     sums[p] += share * (p.grad + group["weight_decay"] * p.detach()).square()

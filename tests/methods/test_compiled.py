@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 from torch import nn
 
 import bayesnn as bnn
+from bayesnn.methods import compiled as compiled_module
+from bayesnn.methods.compiled import aside, check_agreement
 from bayesnn.methods.full_batch import Potential
 
 N = 24
@@ -155,6 +158,49 @@ def test_a_weight_that_is_reached_otherwise_is_refused(method: bnn.methods.Metho
     model = bnn.BayesianModel(net, bnn.priors.Normal(1.0), bnn.likelihoods.Normal())
     with pytest.raises(RuntimeError, match=r"^Expected the compiled pass to give the plain one's gradient, [^\n]*$"):
         fit(method, model, compile=True)
+
+
+@pytest.mark.parametrize("method", [bnn.MCLMC(), bnn.MAP()], ids=["MCLMC", "MAP"])
+def test_at_an_exact_mode_there_is_nothing_to_refuse(method: bnn.methods.Method) -> None:
+    """The gradient there is rounding. In float32, with the rows' and the prior's terms large."""
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) * 30
+    y = x.sum(1) + 1.0
+    model = bnn.BayesianModel(nn.Linear(3, 1), bnn.priors.Normal(0.3), bnn.likelihoods.Normal(scale=0.1))
+    rows = torch.cat([x, torch.ones(200, 1)], 1).double()
+    mode = torch.linalg.solve(rows.T @ rows + torch.eye(4) * (0.1 / 0.3) ** 2, rows.T @ y.double()).float()
+    with torch.no_grad():
+        model.net.weight.copy_(mode[None, :3])
+        model.net.bias.copy_(mode[3:])
+    bnn.fit(model, (x, y), method, epochs=4, batch_size=None, chains=1, init="net", compile=True, progress=False)
+
+
+@pytest.mark.parametrize(("plain", "compiled"), [(1.0, 1.01), (0.0, 0.01)])
+def test_a_gradient_that_is_off_by_a_hundredth_is_refused(plain: float, compiled: float) -> None:
+    with pytest.raises(RuntimeError, match=r"got one 0.01\d* away from one of length [01]: leave compile=True out"):
+        check_agreement([torch.tensor([plain])], [torch.tensor([compiled])])
+
+
+def test_weights_are_put_back_to_the_bit() -> None:
+    weights = [torch.randn(5, generator=torch.Generator().manual_seed(0)), torch.zeros(3, dtype=torch.float64)]
+    before = [w.clone() for w in weights]
+    with aside(weights):
+        assert not any(torch.equal(w, b) for w, b in zip(weights, before, strict=True))
+    assert all(torch.equal(w, b) for w, b in zip(weights, before, strict=True))
+
+
+def test_passes_that_come_once_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PSGLD looks at pieces of a full batch: of 4 rows, and of the 7 that are left over where there are 87."""
+    sizes, call = set(), compiled_module.call_compiled
+
+    def seen(function: Any, *arguments: Any, **options: Any) -> Any:
+        sizes.add(len(arguments[-1]))
+        return call(function, *arguments, **options)
+
+    monkeypatch.setattr(compiled_module, "call_compiled", seen)
+    x = torch.randn(87, 2, generator=torch.Generator().manual_seed(0))
+    model = bnn.BayesianModel(nn.Linear(2, 1), bnn.priors.Normal(1.0), bnn.likelihoods.Normal())
+    bnn.fit(model, (x, x[:, 0]), bnn.PSGLD(), epochs=20, batch_size=None, chains=1, compile=True, progress=False)
+    assert sizes == {87}
 
 
 @pytest.mark.parametrize("method", REFUSED.values(), ids=REFUSED)
