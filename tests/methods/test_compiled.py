@@ -162,15 +162,14 @@ def test_a_weight_that_is_reached_otherwise_is_refused(method: bnn.methods.Metho
 
 @pytest.mark.parametrize("method", [bnn.MCLMC(), bnn.MAP()], ids=["MCLMC", "MAP"])
 def test_at_an_exact_mode_there_is_nothing_to_refuse(method: bnn.methods.Method) -> None:
-    """The gradient there is rounding. In float32, with the rows' and the prior's terms large."""
-    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) * 30
-    y = x.sum(1) + 1.0
-    model = bnn.BayesianModel(nn.Linear(3, 1), bnn.priors.Normal(0.3), bnn.likelihoods.Normal(scale=0.1))
-    rows = torch.cat([x, torch.ones(200, 1)], 1).double()
-    mode = torch.linalg.solve(rows.T @ rows + torch.eye(4) * (0.1 / 0.3) ** 2, rows.T @ y.double()).float()
-    with torch.no_grad():
-        model.net.weight.copy_(mode[None, :3])
-        model.net.bias.copy_(mode[3:])
+    """Rows in pairs with opposite targets: at weights of 0 their pulls cancel, and the gradient is rounding."""
+    stream = torch.Generator().manual_seed(0)
+    half, targets = torch.randn(500, 3, generator=stream), torch.randn(500, generator=stream)
+    order = torch.randperm(1000, generator=stream)
+    x, y = torch.cat([half, half])[order], torch.cat([targets, -targets])[order]
+    model = bnn.BayesianModel(nn.Linear(3, 1), bnn.priors.Normal(1.0), bnn.likelihoods.Normal(scale=0.1))
+    for p in model.parameters():
+        nn.init.zeros_(p)
     bnn.fit(model, (x, y), method, epochs=4, batch_size=None, chains=1, init="net", compile=True, progress=False)
 
 
