@@ -61,15 +61,15 @@ class Source(ABC):
         return [name]
 
     @classmethod
-    def read(cls, files: Sequence[Path]) -> Source:
-        """The source that :meth:`write` has written.
+    def read(cls, files: Sequence[Path], device: torch.device) -> Source:
+        """The source that :meth:`write` has written, on a device.
 
         Raises
         ------
         OSError, SafetensorError, KeyError, ValueError, TypeError, StopIteration : files that are not such ones.
         """
         (file,) = files
-        return cls.from_tensors(read_tensors(file))
+        return cls.from_tensors(read_tensors(file, device))
 
 
 def evenly_spaced(n: int | None, num_draws: int) -> list[int]:
@@ -89,12 +89,12 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
         raise OSError(f"{file}: {first_line(error)}") from error
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """What a safetensors file holds."""
+def read_tensors(file: Path, device: torch.device) -> dict[str, Tensor]:
+    """What a safetensors file holds, on a device."""
     from safetensors.torch import load_file
 
     # Copies, as tensors lie in the file at any byte: a product's last bits depend on how memory is aligned.
-    return {key: value.clone() for key, value in load_file(file).items()}
+    return {key: value.clone() for key, value in load_file(file, device=str(device)).items()}
 
 
 class Draws(Source):

@@ -112,8 +112,8 @@ class Shards(Source):
         return names if self._rest is None else names + self._rest.write(folder, f"{stem}-rest")
 
     @classmethod
-    def read(cls, files: Sequence[Path]) -> Source:
-        return cls(files)
+    def read(cls, files: Sequence[Path], device: torch.device) -> Source:
+        return cls(files, device)
 
 
 def _counts(files: Sequence[Path]) -> list[int]:

@@ -193,12 +193,13 @@ def load(path: Path, net: nn.Module, prior: Any = None, likelihood: Any = None) 
         manifest.get("bayesian"),  # a name in brackets is a pattern to fnmatch, and no module's name has them
     ).copy()
     model.to(getattr(torch, manifest["dtype"]))
-    sources = [_source(path, chain) for chain in manifest["chains"]]
+    device = next(model.parameters()).device
+    sources = [_source(path, chain, device) for chain in manifest["chains"]]
     for source in reversed(sources):
         model.load_state(source.last())
     constants = _name(path, manifest["constants"])
     with _readable(path / constants):
-        tensors = read_tensors(path / constants)
+        tensors = read_tensors(path / constants, device)
     _load_constants(model, tensors, set(sources[0].last()))
     target = Standardize.from_dict(manifest["target"]) if manifest["target"] is not None else None
     return Posterior(model, sources, manifest["num_data"], target, manifest["history"], manifest["info"])
@@ -228,14 +229,14 @@ def _manifest(path: Path) -> dict[str, Any]:
     return read
 
 
-def _source(path: Path, chain: Any) -> Source:
+def _source(path: Path, chain: Any, device: torch.device) -> Source:
     kind, names = (chain.get("kind"), chain.get("files")) if isinstance(chain, dict) else (None, None)
     if kind not in SOURCES or not isinstance(names, list) or not names:
         raise _damaged(path / MANIFEST, f"a chain {chain!r}")
     files = [path / _name(path, name) for name in names]
     with _readable(files[0]):
         try:
-            return SOURCES[kind].read(files)
+            return SOURCES[kind].read(files, device)
         except DamagedShardError as error:
             raise _damaged(error.file, str(error)) from error
         except (KeyError, ValueError, TypeError, StopIteration) as error:

@@ -197,3 +197,15 @@ def test_precisions_and_continual_learning(tmp_path):
     first = bnn.fit(model, (X, Y), bnn.MeanFieldVI(), **options)
     model = bnn.BayesianModel(bnn.nets.MLP(3, (5,), 1), first.as_prior(), bnn.likelihoods.Normal())
     assert bnn.fit(model, (X, Y), bnn.MeanFieldVI(), **options).predict(X).mean.is_cuda
+
+
+@on_gpu
+@pytest.mark.parametrize("store", [False, True])
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_cuda_what_is_loaded_into_a_net_on_the_gpu_is_there(method, store, tmp_path):
+    fitted = fit(method, device="cuda", **({"store": tmp_path} if store else {}))
+    if not store:
+        fitted.save(tmp_path)
+    loaded = bnn.Posterior.load(tmp_path, bnn.nets.MLP(3, (5,), 1).cuda())
+    assert all(value.device.type == "cuda" for value in values(loaded))
+    assert torch.equal(loaded.predict(X, draws=3).draws, fitted.predict(X, draws=3).draws)
