@@ -19,6 +19,8 @@ from torch import Tensor
 from bayesnn.data.dataset import as_targets, check_finite
 from bayesnn.errors import at_least, first_line
 from bayesnn.likelihoods.base import Params
+from bayesnn.likelihoods.classification import Bernoulli
+from bayesnn.metrics.detection import uncertainty_scores
 from bayesnn.model import BayesianModel, State
 from bayesnn.rng import generator, isolated
 
@@ -127,6 +129,35 @@ class Predictive:
     def log_likelihood(self, y: Any) -> Tensor:
         """log p(y_i | x_i, w_s) of each draw, (draws of all chains, batch), in nats. Grows with draws times inputs."""
         return torch.cat(list(self._log_likelihoods(y)), dim=1)
+
+    def scores(self) -> dict[str, Tensor]:
+        """Scores that grow with doubt, each (batch,): see :func:`bayesnn.metrics.uncertainty_scores`. For classes."""
+        if self._model.likelihood.kind != "classes":
+            raise ValueError("Expected classes for .scores(), got a real target: use .epistemic or .std.")
+        parts = []
+        for _, params in self._blocks():
+            logits = params["logits"]
+            if logits.dim() == 2:  # of class 1; that of class 0 is zero
+                logits = torch.stack([torch.zeros_like(logits), logits], dim=2)
+            elif isinstance(self._model.likelihood, Bernoulli):
+                raise ValueError(f"Expected one label for .scores(), got {logits.shape[2]}: take them one by one.")
+            parts.append(uncertainty_scores(logits))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def pit(self, y: Any) -> Tensor:
+        """P(target <= y | x, D), (batch, ...): uniform over targets that came true, where the predictions are right.
+
+        The probability integral transform (Dawid 1984; Gneiting, Balabdaoui & Raftery 2007). Of counts, the middle of
+        the step that the distribution function takes at y. ``y`` and its errors are those of :meth:`log_prob`.
+        """
+        self._refuse_classes("pit()")
+        targets, likelihood, parts = self._targets(y), self._model.likelihood, []
+        for rows, params in self._blocks():
+            cdf = likelihood.cdf(params, targets[rows])
+            if likelihood.kind == "count":
+                cdf = (cdf + likelihood.cdf(params, targets[rows] - 1)) / 2
+            parts.append(cdf.mean(0))
+        return torch.cat(parts)
 
     def _log_likelihoods(self, y: Any) -> Iterator[Tensor]:
         """The log likelihood of each draw, block after block of inputs, each (draw, row)."""

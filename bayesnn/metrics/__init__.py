@@ -4,31 +4,59 @@ Class probabilities are those of the predictive *mixture*, (batch, K), averaged 
 classes may come as the probability of class 1, (batch,). Everything is averaged over the batch in float64.
 """
 
+from typing import Any
+
+from bayesnn.metrics.calibration import adaptive_ece, classwise_ece, confidence_bins, ece, mce
 from bayesnn.metrics.classification import (
     accuracy,
     agreement,
     as_class_probs,
+    balanced_accuracy,
     brier,
+    class_recall,
     classification_table,
-    confidence_bins,
-    ece,
     nll,
     total_variation,
 )
-from bayesnn.metrics.regression import coverage, crps_samples, regression_table, rmse
+from bayesnn.metrics.detection import aupr, auroc, detection_table, fpr95, uncertainty_scores
+from bayesnn.metrics.regression import coverage, crps_samples, interval_width, mae, regression_table, rmse
+from bayesnn.metrics.selection import aurc, rejection_curve
 
 __all__ = [
+    "Accumulated",
     "accuracy",
+    "adaptive_ece",
     "agreement",
     "as_class_probs",
+    "aupr",
+    "aurc",
+    "auroc",
+    "balanced_accuracy",
     "brier",
+    "class_recall",
     "classification_table",
+    "classwise_ece",
     "confidence_bins",
     "coverage",
     "crps_samples",
+    "detection_table",
     "ece",
+    "fpr95",
+    "interval_width",
+    "mae",
+    "mce",
     "nll",
     "regression_table",
+    "rejection_curve",
     "rmse",
     "total_variation",
+    "uncertainty_scores",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Accumulated":  # torchmetrics takes a second to import
+        from bayesnn.metrics.accumulate import Accumulated
+
+        return Accumulated
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -45,7 +45,7 @@ def as_class_probs(probs: Tensor) -> Tensor:
     return probs
 
 
-def _labels(probs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def labelled(probs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Check, and return (batch, K) probabilities and (batch,) int64 classes on one device."""
     probs = as_class_probs(probs)
     batch, classes = probs.shape
@@ -77,8 +77,55 @@ def accuracy(probs: Tensor, y: Tensor) -> float:
     ValueError
         If the shapes do not match, or the values are no probabilities or classes.
     """
-    probs, y = _labels(probs, y)
+    probs, y = labelled(probs, y)
     return float((probs.argmax(1) == y).double().mean())
+
+
+def class_recall(probs: Tensor, y: Tensor) -> Tensor:
+    """Share of each class's rows that are found, (K,), float64; nan for a class without rows.
+
+    Parameters
+    ----------
+    probs : Tensor, (batch, K) or (batch,)
+    y : Tensor, (batch,), int
+
+    Returns
+    -------
+    Tensor, (K,), float64
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match, or the values are no probabilities or classes.
+    """
+    probs, y = labelled(probs, y)
+    count = torch.bincount(y, minlength=probs.shape[1]).double()
+    found = torch.bincount(y[probs.argmax(1) == y], minlength=probs.shape[1]).double()
+    return found / count
+
+
+def balanced_accuracy(probs: Tensor, y: Tensor) -> float:
+    """Mean recall of the classes that have rows: the majority class alone gets 1 / K, however large it is.
+
+    Parameters
+    ----------
+    probs : Tensor, (batch, K) or (batch,)
+    y : Tensor, (batch,), int
+
+    Returns
+    -------
+    float in [0, 1]
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match, or the values are no probabilities or classes.
+
+    References
+    ----------
+    Brodersen, Ong, Stephan & Buhmann (2010), The balanced accuracy and its posterior distribution, ICPR.
+    """
+    return float(class_recall(probs, y).nanmean())
 
 
 def nll(probs: Tensor, y: Tensor) -> float:
@@ -101,7 +148,7 @@ def nll(probs: Tensor, y: Tensor) -> float:
     ValueError
         If the shapes do not match, or the values are no probabilities or classes.
     """
-    probs, y = _labels(probs, y)
+    probs, y = labelled(probs, y)
     chosen = probs.gather(1, y[:, None])[:, 0]
     return float(-chosen.clamp_min(torch.finfo(probs.dtype).tiny).double().log().mean())
 
@@ -129,83 +176,9 @@ def brier(probs: Tensor, y: Tensor) -> float:
     ----------
     Brier (1950), Verification of forecasts expressed in terms of probability, Monthly Weather Review 78.
     """
-    probs, y = _labels(probs, y)
+    probs, y = labelled(probs, y)
     target = torch.nn.functional.one_hot(y, probs.shape[1])
     return float((probs.double() - target).square().sum(1).mean())
-
-
-def _binnable(probs: Tensor) -> Tensor:
-    # torchmetrics takes 1.0000001 for a logit (and softmaxes everything), and gives a confidence of exactly 1 a bin of
-    # its own. The largest float32 below 1 avoids both.
-    return probs.double().clamp(0.0, 1.0 - 2.0**-24).float()
-
-
-def confidence_bins(probs: Tensor, y: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
-    """Confidence and accuracy of the top class in equal-width bins of confidence: what `ece` adds up.
-
-    Parameters
-    ----------
-    probs : Tensor, (batch, K) or (batch,)
-    y : Tensor, (batch,), int
-    bins : int
-        Number of bins on [0, 1]; bin m is [m / bins, (m + 1) / bins), the last one is closed.
-
-    Returns
-    -------
-    confidence, accuracy, count : Tensor, (bins,), float64
-        Means over the rows of each bin (nan where it is empty) and its number of rows.
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not match, the values are no probabilities or classes, or `bins` is below 1.
-    """
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1; got {bins}: 15 is usual")
-    probs, y = _labels(probs, y)
-    top, predicted = _binnable(probs).max(1)
-    index = torch.bucketize(top, torch.linspace(0, 1, bins + 1, device=top.device), right=True) - 1
-    count = torch.bincount(index, minlength=bins).double()
-    confidence = torch.bincount(index, weights=top.double(), minlength=bins) / count
-    correct = torch.bincount(index, weights=(predicted == y).double(), minlength=bins) / count
-    return confidence, correct, count
-
-
-def ece(probs: Tensor, y: Tensor, bins: int = 15) -> float:
-    """Calibration error expected of the top class (ECE), sum_m (n_m / n) |accuracy_m - confidence_m|.
-
-    `torchmetrics.functional.classification.multiclass_calibration_error` with `norm="l1"`. It is biased upwards for
-    few rows per bin, and no proper score: a constant prediction of the class frequencies has 0.
-
-    Parameters
-    ----------
-    probs : Tensor, (batch, K) or (batch,)
-    y : Tensor, (batch,), int
-    bins : int
-        Number of equal-width bins of confidence.
-
-    Returns
-    -------
-    float in [0, 1]
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not match, the values are no probabilities or classes, or `bins` is below 1.
-
-    References
-    ----------
-    Guo, Pleiss, Sun & Weinberger (2017), On calibration of modern neural networks, ICML, eq. 3.
-    """
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1; got {bins}: 15 is usual")
-    probs, y = _labels(probs, y)
-    value = multiclass_calibration_error(
-        _binnable(probs), y, num_classes=probs.shape[1], n_bins=bins, norm="l1", validate_args=False
-    )
-    return float(value)
 
 
 def _same_classes(probs: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
@@ -284,4 +257,6 @@ def classification_table(probs: Tensor, y: Tensor) -> dict[str, float]:
     ValueError
         If the shapes do not match, or the values are no probabilities or classes.
     """
+    from bayesnn.metrics.calibration import ece
+
     return {"accuracy": accuracy(probs, y), "nll": nll(probs, y), "brier": brier(probs, y), "ece": ece(probs, y)}

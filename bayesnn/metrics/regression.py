@@ -37,6 +37,46 @@ def rmse(mean: Tensor, y: Tensor) -> float:
     return float((mean.double() - y.double()).square().mean().sqrt())
 
 
+def mae(mean: Tensor, y: Tensor) -> float:
+    """Mean absolute error, mean_i |mean_i - y_i|, in the units of y; of the predictive *median* it is least.
+
+    Parameters
+    ----------
+    mean, y : Tensor, (batch, ...)
+
+    Returns
+    -------
+    float, units of y
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    _same_shape(y, mean=mean)
+    return float((mean.double() - y.double()).abs().mean())
+
+
+def interval_width(lower: Tensor, upper: Tensor) -> float:
+    """Mean width of intervals, in the units of y: of two that cover as much, the narrower is the better.
+
+    Parameters
+    ----------
+    lower, upper : Tensor, (batch, ...)
+
+    Returns
+    -------
+    float, units of y
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    _same_shape(upper, lower=lower)
+    return float((upper.double() - lower.double()).mean())
+
+
 def coverage(lower: Tensor, upper: Tensor, y: Tensor) -> float:
     """Share of targets inside their interval, lower <= y <= upper (both ends belong to it).
 

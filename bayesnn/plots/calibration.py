@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 import torch
 
-from bayesnn.metrics import as_class_probs, confidence_bins, ece
+from bayesnn.metrics import as_class_probs, confidence_bins, ece, rejection_curve
 from bayesnn.plots._style import (
     BLUE,
     COLOURS,
@@ -125,7 +125,7 @@ def accuracy_rejection(
     """Accuracy on the rows that are kept, when the most uncertain ones are rejected first.
 
     The curve ends where fewer than 1 % of the rows, or fewer than 20, are left: what follows is noise. Rows of equal
-    uncertainty are rejected from the end of the data.
+    uncertainty are rejected in the mean over all their orders.
 
     Parameters
     ----------
@@ -151,15 +151,12 @@ def accuracy_rejection(
                 f"{name}: probs and uncertainty must have one row for each of the {len(y)} in y; "
                 f"got {tuple(probs.shape)} and {tuple(uncertainty.shape)}: pass the same test rows"
             )
-        correct = to_numpy(probs.argmax(1) == y.to(probs.device))
-        order = np.argsort(to_numpy(uncertainty), kind="stable")
-        rows = len(order)
-        kept = np.arange(min(rows, max(20, math.ceil(rows / 100))), rows + 1)
-        accuracy = np.cumsum(correct[order])[kept - 1] / kept
-        rejected = 1 - kept / rows
-        ax.plot(rejected, accuracy, color=COLOURS[i % len(COLOURS)], linestyle=STYLES[i % len(STYLES)], linewidth=2,
+        coverage, accuracy = map(to_numpy, rejection_curve(probs, y, uncertainty))
+        first = min(len(y), max(20, math.ceil(len(y) / 100))) - 1
+        ax.plot(1 - coverage[first:], accuracy[first:], color=COLOURS[i % len(COLOURS)],
+                linestyle=STYLES[i % len(STYLES)], linewidth=2,
                 label=name, marker=MARKERS[i % len(MARKERS)], markersize=6,
-                markevery=max(1, len(kept) // 8))  # fmt: skip
+                markevery=max(1, (len(y) - first) // 8))  # fmt: skip
     ax.set_xlim(0, 1)
     ax.set_xlabel("share of rows rejected, most uncertain first")
     ax.set_ylabel("accuracy on the rest")
