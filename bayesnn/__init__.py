@@ -1,6 +1,6 @@
 """bayesnn: Bayesian neural networks whose uncertainty can be trusted."""
 
-from bayesnn import data, diagnostics, likelihoods, metrics, nets, optim, plots, priors
+from bayesnn import conformal, data, diagnostics, likelihoods, metrics, nets, optim, plots, priors
 from bayesnn import rng as rng
 from bayesnn import source as source
 from bayesnn.errors import DivergedError
@@ -29,6 +29,7 @@ from bayesnn.methods import (
 from bayesnn.model import BayesianModel
 from bayesnn.posterior import Posterior
 from bayesnn.predictive import Predictive
+from bayesnn.scaling import Temperature
 
 __version__ = "0.1.0"
 
@@ -56,6 +57,8 @@ __all__ = [
     "Predictive",
     "PyroVI",
     "RadialVI",
+    "Temperature",
+    "conformal",
     "data",
     "diagnostics",
     "fit",

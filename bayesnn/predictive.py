@@ -20,8 +20,10 @@ from bayesnn.data.dataset import as_targets, check_finite
 from bayesnn.errors import at_least, first_line
 from bayesnn.likelihoods.base import Params
 from bayesnn.likelihoods.classification import Bernoulli
+from bayesnn.metrics.classification import as_class_probs
 from bayesnn.metrics.detection import uncertainty_scores
 from bayesnn.model import BayesianModel, State
+from bayesnn.quantile import invert_cdf
 from bayesnn.rng import generator, isolated
 
 BLOCK_BYTES = 32 * 2**20  # at most, for a block with all that is computed from it; and as much for outputs
@@ -181,7 +183,7 @@ class Predictive:
         for _, params in self._blocks():
             likelihood = self._model.likelihood
             if noise and likelihood.kind != "classes":
-                parts.append(torch.stack([self._invert_cdf(params, level) for level in levels]))
+                parts.append(torch.stack([invert_cdf(likelihood, params, level) for level in levels]))
             else:
                 means = likelihood.mean(params)
                 # numpy, as torch.quantile refuses more than 2^24 numbers; but numpy has no bfloat16.
@@ -189,6 +191,45 @@ class Predictive:
                 parts.append(torch.as_tensor(np.quantile(numbers.cpu().numpy(), levels, axis=0)).to(means))
         quantiles = torch.cat(parts, dim=1)
         return quantiles[0] if np.ndim(q) == 0 else quantiles
+
+    def interval(self, level: float = 0.9) -> Tensor:
+        """Central credible interval of the target itself, (2, batch, ...), in its own units."""
+        self._refuse_classes("interval()")
+        if not 0 < level < 1:
+            raise ValueError(f"Expected level in (0, 1), got {level!r}: 0.9 is the interval from 5 % to 95 %.")
+        return self.quantile([(1 - level) / 2, (1 + level) / 2])
+
+    def credible_set(self, level: float = 0.9) -> Tensor:
+        """The fewest classes with a probability of at least ``level`` together, (batch, K) bool."""
+        probs = as_class_probs(self._class_probs("credible_set()"))
+        if not 0 < level < 1:
+            raise ValueError(f"Expected level in (0, 1), got {level!r}: 0.9 is nine in ten.")
+        ordered, order = probs.double().sort(dim=1, descending=True, stable=True)
+        before = ordered.cumsum(1) - ordered
+        return torch.empty_like(order, dtype=torch.bool).scatter_(1, order, before < level)
+
+    def decide(self, utility: Tensor, abstain: float | None = None) -> tuple[Tensor, Tensor]:
+        """The action of greatest expected utility for each input, and that utility, each (batch,).
+
+        Expected utility of action a is sum_k p(k | x, D) utility[a, k] (Bernardo & Smith 1994, section 2.5). With the
+        identity it is the most probable class.
+
+        Parameters
+        ----------
+        utility : of each action in the case of each class, (actions, K).
+        abstain : utility of not acting, the action -1, which is taken where no other is worth more.
+        """
+        probs = as_class_probs(self._class_probs("decide()")).double()
+        utility = torch.as_tensor(utility).to(probs)
+        if utility.dim() != 2 or utility.shape[1] != probs.shape[1]:
+            raise ValueError(
+                f"Expected utilities (actions, {probs.shape[1]}), a column for each class, got {tuple(utility.shape)}."
+            )
+        value, action = (probs @ utility.T).max(1)
+        if abstain is not None:
+            action = torch.where(value > abstain, action, -1)
+            value = value.clamp_min(abstain)
+        return action, value
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """``n`` samples of the targets, (n, batch, ...), each of one draw for all inputs: coherent functions."""
@@ -256,41 +297,10 @@ class Predictive:
         if self._model.likelihood.kind == "classes":
             raise ValueError(f"Expected a real target for .{what}, got classes: use .total, .aleatoric or .epistemic.")
 
-    def _invert_cdf(self, params: Params, level: float) -> Tensor:
-        """Where the mixture's cdf reaches the level; for counts the least such integer, by bisection."""
-        likelihood, dtype = self._model.likelihood, next(iter(params.values())).dtype
-        # In float64, as a cdf's tail in float32 is no more than rounding; to the precision of the outputs' own dtype.
-        params = {key: value.double() for key, value in params.items()}
-
-        def mixture_cdf(y: Tensor) -> Tensor:
-            return likelihood.cdf(params, y).mean(0)
-
-        medians = likelihood.median(params)
-        low, high = medians.amin(0), medians.amax(0)
-        width = (high - low).clamp_min(1e-3 * (1 + high.abs()))
-        if likelihood.location_scale:
-            width = torch.maximum(width, params["scale"].amax(0))
-        # A count's cdf is zero below its support, so that the least count is found as well.
-        floor = likelihood.lower_bound - (likelihood.kind == "count")
-        if likelihood.kind == "count":
-            low, high, width = low.floor(), high.ceil(), width.ceil()
-        at_low, at_high = mixture_cdf(low), mixture_cdf(high)
-        while (too_high := (at_low >= level) & (low > floor)).any():
-            low = torch.where(too_high, (low - width).clamp_min(floor), low)
-            at_low, width = mixture_cdf(low), 2 * width
-        while (too_low := at_high < level).any():
-            high = torch.where(too_low, high + width, high)
-            at_high, width = mixture_cdf(high), 2 * width
-        if likelihood.kind == "count":
-            while ((low < (middle := ((low + high) / 2).floor())) & (middle < high)).any():
-                reached = mixture_cdf(middle) >= level
-                low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
-            return high.to(dtype)
-        least = torch.zeros_like(low)  # a density on (0, inf) may have quantiles of any size: relative precision
-        if likelihood.location_scale:
-            least = params["scale"].amin(0) * (1e-12 if dtype == torch.float64 else 1e-7)
-        ends, eps = (at_low - level, at_high - level), torch.finfo(dtype).eps
-        return _root(lambda y: mixture_cdf(y) - level, (low, high), ends, least, eps).to(dtype)
+    def _class_probs(self, what: str) -> Tensor:
+        if self._model.likelihood.kind != "classes":
+            raise ValueError(f"Expected classes for .{what}, got a real target: use .interval() or .quantile().")
+        return self.mean
 
     def _blocks(self) -> Iterator[tuple[slice, Params]]:
         """(rows, parameters of the targets' distribution, each (draw, row, ...)), block after block."""
@@ -356,40 +366,6 @@ class Predictive:
                     first += len(piece)
                 index += 1
         return outputs
-
-
-def _root(
-    function: Callable[[Tensor], Tensor],
-    bracket: tuple[Tensor, Tensor],
-    values: tuple[Tensor, Tensor],
-    least: Tensor,
-    eps: float,
-) -> Tensor:
-    """Where an increasing ``function``, given its values at both ends of a bracket, is zero: for each element.
-
-    Chandrupatla's method (Adv. Eng. Software 28, 145-149, 1997): inverse quadratic interpolation where that is safe and
-    bisection elsewhere. It stops where every bracket is shorter than ``least`` plus twice ``eps``
-    times its place.
-    """
-    (a, b), (f_a, f_b) = bracket, values
-    t = torch.full_like(a, 0.5)
-    for _ in range(100):
-        best = torch.where(f_a.abs() < f_b.abs(), a, b)
-        tolerance = least + 2 * eps * best.abs()
-        done = ((b - a).abs() <= tolerance) | (torch.minimum(f_a.abs(), f_b.abs()) == 0)
-        if done.all():
-            break
-        share = (0.5 * tolerance / (b - a).abs()).clamp(0, 0.5)
-        x = a + torch.where(done, 0.0, torch.minimum(torch.maximum(t, share), 1 - share)) * (b - a)
-        f_x = function(x)
-        same = f_x.sign() == f_a.sign()
-        c, f_c = torch.where(same, a, b), torch.where(same, f_a, f_b)
-        b, f_b = torch.where(same, b, a), torch.where(same, f_b, f_a)
-        a, f_a = x, f_x
-        xi, phi = (a - b) / (c - b), (f_a - f_b) / (f_c - f_b)
-        t = f_a / (f_b - f_a) * f_c / (f_b - f_c) + (c - a) / (b - a) * f_a / (f_c - f_a) * f_b / (f_c - f_b)
-        t = torch.where((phi.square() < xi) & ((1 - phi).square() < 1 - xi) & torch.isfinite(t), t, 0.5)
-    return best
 
 
 def _sum_events(log_prob: Tensor) -> Tensor:

@@ -641,3 +641,46 @@ def test_where_a_draw_lies_in_memory_does_not_change_a_bit(offset):
     x = torch.randn(20, 13, generator=torch.Generator().manual_seed(0))
     answers = [bnn.Posterior(model, [Draws(each)], 10).predict(x).draws for each in (stacked, views)]
     assert torch.equal(*answers)
+
+
+def classes_of(probs):
+    """A predictive whose class probabilities are these, for one draw."""
+    model = bnn.BayesianModel(nn.Linear(1, probs.shape[1]), likelihood=likelihoods.Categorical()).double()
+    stacked = {"net.weight": torch.zeros(1, probs.shape[1], 1).double(), "net.bias": probs.log()[:1].double()}
+    return Posterior(model, [Draws(stacked)], 10).predict(torch.zeros(3, 1))
+
+
+def test_decisions_are_those_of_greatest_expected_utility():
+    predictive = classes_of(torch.tensor([[0.6, 0.3, 0.1]], dtype=torch.float64))
+    action, value = predictive.decide(torch.eye(3))
+    assert action.tolist() == [0, 0, 0]
+    torch.testing.assert_close(value, torch.full((3,), 0.6).double())
+    # To treat (1) costs a little; not to treat (0) a patient of class 2 costs much: 0.1 * -10 < -0.5.
+    action, value = predictive.decide(torch.tensor([[0.0, 0.0, -10.0], [-0.5, -0.5, -0.5]]))
+    assert action.tolist() == [1, 1, 1]
+    torch.testing.assert_close(value, torch.full((3,), -0.5).double())
+    assert predictive.decide(torch.eye(3), abstain=0.61)[0].tolist() == [-1, -1, -1]
+    assert predictive.decide(torch.eye(3), abstain=0.61)[1].tolist() == [0.61] * 3
+    assert predictive.decide(torch.eye(3), abstain=0.59)[0].tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match=r"Expected utilities \(actions, 3\), a column for each class, got \(3, 2\)"):
+        predictive.decide(torch.ones(3, 2))
+
+
+@pytest.mark.parametrize(("level", "held"), [(0.5, [0]), (0.6, [0]), (0.61, [0, 1]), (0.95, [0, 1, 2])])
+def test_credible_sets_are_the_fewest_classes_that_reach_the_level(level, held):
+    sets = classes_of(torch.tensor([[0.6, 0.3, 0.1]], dtype=torch.float64)).credible_set(level)
+    assert sets[0].nonzero().flatten().tolist() == held
+
+
+def test_intervals_are_the_quantiles_and_classes_have_none():
+    known = Known(likelihoods.Normal(scale=0.5))
+    predictive = known.posterior.predict(X)
+    assert torch.equal(predictive.interval(0.8), predictive.quantile([(1 - 0.8) / 2, (1 + 0.8) / 2]))
+    for call in (lambda: predictive.credible_set(), lambda: predictive.decide(torch.eye(2))):
+        with pytest.raises(ValueError, match="Expected classes for"):
+            call()
+    with pytest.raises(ValueError, match=r"Expected a real target for \.interval"):
+        classes_of(torch.tensor([[0.6, 0.4]])).interval()
+    for bad in (0.0, 1.0):
+        with pytest.raises(ValueError, match=r"Expected level in \(0, 1\)"):
+            predictive.interval(bad)
