@@ -83,7 +83,7 @@ def prediction_set(calibration: Tensor, y: Tensor, test: Tensor, level: float = 
     test, _ = labelled(test, torch.zeros(len(test), dtype=torch.int64))
     if test.shape[1] != calibration.shape[1]:
         raise ValueError(f"Expected {calibration.shape[1]} classes in both parts, got {test.shape[1]} in test.")
-    stream = generator(seed, 0, 4)
+    stream = generator(seed, 0, 5)
     scores = _mass_before(calibration, torch.rand(len(y), generator=stream).to(y.device))
     threshold = _quantile(scores.gather(1, y[:, None])[:, 0], level)
     return _mass_before(test, torch.rand(len(test), generator=stream).to(test.device)) <= threshold
