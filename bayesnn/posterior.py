@@ -20,6 +20,7 @@ from bayesnn.source import NormalSource, Source
 
 if TYPE_CHECKING:
     from bayesnn.data import Standardize
+    from bayesnn.diagnose import BoundDiagnosis, DrawsDiagnosis
 
 DEFAULT_DRAWS = 100
 
@@ -102,6 +103,28 @@ class Posterior:
             model = self.model.copy()
             models = [source.bind(model) for source in self.sources]
         return Predictive(model, chains, counts, inputs, self.target, batch_size, models)
+
+    def diagnose(self, x: Any, draws: int | None = None, seed: int = 0) -> DrawsDiagnosis | BoundDiagnosis:
+        """Whether this is the posterior: ``print`` it for a verdict in words and the numbers behind it.
+
+        Of stored draws: R-hat, effective sample sizes and Monte-Carlo errors of what they predict at ``x``, and of a
+        sampler the temperature that the draws are at (it takes up to 50 gradients of all training rows a chain). Of a
+        variational distribution: the ELBO, the importance-weighted bound and k-hat, on the training rows.
+
+        Parameters
+        ----------
+        x : inputs (batch, ...) at which the predictions are compared: test inputs.
+        draws : draws a chain, as in :meth:`predict`; 400 of a distribution by default.
+        seed : of the samples of a distribution.
+
+        Raises
+        ------
+        ValueError : point estimates, or chains of fewer than 8 draws; a distribution without a density over the
+            weights, or without its training rows in memory.
+        """
+        from bayesnn.diagnose import diagnose
+
+        return diagnose(self, x, draws, seed)
 
     def states(self, draws: int | None = None, seed: int = 0) -> list[list[State]]:
         """Draws of each chain as named tensors, copies of what is stored."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.distributions import LowRankMultivariateNormal, Normal
 
 from bayesnn.errors import first_line
 from bayesnn.model import BayesianModel, State
@@ -143,6 +145,10 @@ class Distribution(Source):
     def _draw(self, generator: torch.Generator) -> State:
         """One sample. What it takes from ``generator`` goes by sorted names: a file puts them in another order."""
 
+    def log_prob(self, state: State) -> float:
+        """Log density of the weights that are drawn, nats; ValueError where there is none."""
+        raise ValueError(f"Expected a distribution with a density over the weights, got {self.kind!r}: take another q.")
+
     def states(self, n: int | None, generator: torch.Generator) -> Iterator[State]:
         if n is None:
             raise ValueError("Expected a number of draws from a distribution, got None: say draws=.")
@@ -169,6 +175,11 @@ def from_parts(tensors: dict[str, Tensor], *names: str) -> list[State]:
     return list(parts.values())
 
 
+def _flat(tensors: State, names: Sequence[str]) -> Tensor:
+    """These tensors as one float64 vector."""
+    return torch.cat([tensors[name].flatten().double() for name in names])
+
+
 class NormalSource(Distribution):
     """Independent Normals: w = loc + exp(log_sd) * xi for the names in ``log_sd``; the others are fixed at ``loc``."""
 
@@ -184,6 +195,12 @@ class NormalSource(Distribution):
             xi = torch.empty_like(sd).normal_(generator=generator)
             state[name] = xi.mul_(sd).add_(self.loc[name])
         return state
+
+    def log_prob(self, state: State) -> float:
+        each = (
+            Normal(self.loc[k].double(), self.log_sd[k].double().exp()).log_prob(state[k].double()) for k in self._sd
+        )
+        return float(sum(value.sum() for value in each))
 
     def last(self) -> State:
         return dict(self.loc)
@@ -220,6 +237,12 @@ class LowRankNormal(Distribution):
             state[name] = xi.mul_(self.sd[name]).add_(torch.tensordot(zeta, factor, 1)).add_(self.loc[name])
         return state
 
+    def log_prob(self, state: State) -> float:
+        names = sorted(self.sd)
+        factor = torch.cat([self.factor[name].flatten(1) for name in names], dim=1).T.double()
+        q = LowRankMultivariateNormal(_flat(self.loc, names), factor, _flat(self.sd, names).square())
+        return float(q.log_prob(_flat(state, names)))
+
     def last(self) -> State:
         return dict(self.loc)
 
@@ -246,6 +269,13 @@ class FullRankNormal(Distribution):
         root = next(iter(self.root.values()))
         zeta = root.new_empty(root.shape[-1]).normal_(generator=generator)
         return {**self.loc, **{name: self.loc[name] + self.root[name] @ zeta for name in sorted(self.root)}}
+
+    def log_prob(self, state: State) -> float:
+        names = sorted(self.root)
+        rows = torch.cat([self.root[name].flatten(0, -2) for name in names]).double()
+        z = torch.linalg.solve(rows, _flat(state, names) - _flat(self.loc, names))
+        log_det = torch.linalg.slogdet(rows).logabsdet
+        return float(-0.5 * (z.square().sum() + len(z) * math.log(2 * math.pi)) - log_det)
 
     def last(self) -> State:
         return dict(self.loc)
