@@ -96,7 +96,7 @@ def read_tensors(file: Path, device: torch.device) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     # Copies, as tensors lie in the file at any byte: a product's last bits depend on how memory is aligned.
-    return {key: value.clone() for key, value in load_file(file, device=str(device)).items()}
+    return {key: value.to(device, copy=True) for key, value in load_file(file).items()}
 
 
 class Draws(Source):

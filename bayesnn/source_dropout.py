@@ -58,7 +58,9 @@ class DropoutSource(Distribution):
     kind: ClassVar[str] = "dropout"
 
     def __init__(self, loc: State, rate: State, shape: State) -> None:
-        self.loc, self.rate, self.shape = loc, rate, shape
+        self.loc = loc
+        # On the CPU, wherever they were read to: each draw asks for their values, and would wait for a GPU.
+        self.rate, self.shape = ({name: value.cpu() for name, value in part.items()} for part in (rate, shape))
         if rate.keys() != shape.keys():
             raise ValueError(f"Expected a mask for each rate, got {sorted(rate.keys() ^ shape.keys())[0]!r}.")
 

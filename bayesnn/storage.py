@@ -192,8 +192,8 @@ def load(path: Path, net: nn.Module, prior: Any = None, likelihood: Any = None) 
         likelihood if likelihood is not None else likelihoods.from_config(manifest["likelihood"]),
         manifest.get("bayesian"),  # a name in brackets is a pattern to fnmatch, and no module's name has them
     ).copy()
-    model.to(getattr(torch, manifest["dtype"]))
-    device = next(model.parameters()).device
+    device = next(model.parameters()).device  # the net's: the likelihood follows, and the draws
+    model.to(device, getattr(torch, manifest["dtype"]))
     sources = [_source(path, chain, device) for chain in manifest["chains"]]
     for source in reversed(sources):
         model.load_state(source.last())

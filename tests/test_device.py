@@ -167,6 +167,23 @@ def test_where_the_net_is_on_a_gpu():
 
 
 @on_gpu
+@pytest.mark.parametrize("store", [False, True])
+@pytest.mark.parametrize("method", [*METHODS, bnn.MCDropout()], ids=repr)
+def test_loaded_onto_a_gpu(method, store, tmp_path):
+    """The same bits as before they were saved, and all there."""
+    nets = [bnn.nets.MLP(3, (5,), 1, dropout=0.1 if isinstance(method, bnn.MCDropout) else 0.0) for _ in range(2)]
+    model = bnn.BayesianModel(nets[0], likelihood=bnn.likelihoods.Normal())
+    options = {"epochs": 6, "batch_size": 8, "device": "cuda", "chains": 1, "progress": False}
+    posterior = bnn.fit(model, (X, Y), method, **options, store=tmp_path / "draws" if store else None)
+    if not store:
+        posterior.save(tmp_path / "draws")
+    loaded = bnn.Posterior.load(tmp_path / "draws", nets[1].cuda())
+    assert_same(posterior, loaded)
+    assert all(value.is_cuda for value in [*values(loaded), *loaded.model.parameters()])
+    assert torch.equal(posterior.predict(X, draws=3).draws, loaded.predict(X, draws=3).draws)
+
+
+@on_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", bnn.methods.METHODS)
 def test_every_method(name, dtype):
@@ -197,15 +214,3 @@ def test_precisions_and_continual_learning(tmp_path):
     first = bnn.fit(model, (X, Y), bnn.MeanFieldVI(), **options)
     model = bnn.BayesianModel(bnn.nets.MLP(3, (5,), 1), first.as_prior(), bnn.likelihoods.Normal())
     assert bnn.fit(model, (X, Y), bnn.MeanFieldVI(), **options).predict(X).mean.is_cuda
-
-
-@on_gpu
-@pytest.mark.parametrize("store", [False, True])
-@pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_cuda_what_is_loaded_into_a_net_on_the_gpu_is_there(method, store, tmp_path):
-    fitted = fit(method, device="cuda", **({"store": tmp_path} if store else {}))
-    if not store:
-        fitted.save(tmp_path)
-    loaded = bnn.Posterior.load(tmp_path, bnn.nets.MLP(3, (5,), 1).cuda())
-    assert all(value.device.type == "cuda" for value in values(loaded))
-    assert torch.equal(loaded.predict(X, draws=3).draws, fitted.predict(X, draws=3).draws)

@@ -371,3 +371,12 @@ def test_loaded_tensors_are_aligned_as_torchs_own(tmp_path):
     fitted(method=bnn.FullRankVI()).save(tmp_path)
     tensors = bnn.Posterior.load(tmp_path, plain()).sources[0].tensors()
     assert {value.data_ptr() % 64 for value in tensors.values()} == {0}
+
+
+@pytest.mark.parametrize("method", [bnn.SGLD(draws=3), bnn.MeanFieldVI(), bnn.FullRankVI()], ids=repr)
+def test_what_is_loaded_is_where_the_net_is(method, tmp_path):
+    """Draws, a law and the likelihood's own parameters; on "meta", which stands for a GPU, there are no numbers."""
+    fitted(method=method).save(tmp_path)
+    posterior = bnn.Posterior.load(tmp_path, plain().to("meta"))
+    held = [*posterior.sources[0].tensors().values(), *posterior.model.parameters()]
+    assert {value.device.type for value in held} == {"meta"}

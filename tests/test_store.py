@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 import bayesnn as bnn
@@ -71,6 +72,22 @@ def test_draws_on_disk_are_those_in_memory_to_the_bit(method, small_files, tmp_p
         names = sorted(file.name for file in (tmp_path / "run").glob("chain-0-*"))
         assert names == ["chain-0-0.safetensors", "chain-0-1.safetensors", "chain-0-2.safetensors"]  # 3, 3, 1
         assert [source.kind for source in loaded.sources] == ["shards", "shards"]
+
+
+def test_draws_on_disk_are_read_to_where_the_net_is(tmp_path, monkeypatch):
+    """On "meta", which stands for a GPU; safetensors does not know it."""
+    devices = []
+
+    def opened(file, framework, device="cpu"):
+        devices.append(device)
+        return safe_open(file, framework)
+
+    fitted(bnn.SGHMC(draws=7, warm_up=0.1), store=tmp_path / "run")
+    monkeypatch.setattr("safetensors.safe_open", opened)
+    posterior = bnn.Posterior.load(tmp_path / "run", net_of().to("meta"))
+    devices.clear()
+    list(posterior.sources[0].states(None, torch.Generator()))
+    assert devices == ["meta"]
 
 
 def test_what_is_on_disk_goes_wherever_a_posterior_in_memory_goes(small_files, tmp_path):
