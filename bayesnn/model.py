@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
@@ -22,9 +22,13 @@ from torch import Tensor, nn
 from torch.distributions import Gamma, constraints
 from torch.func import functional_call
 
-from bayesnn.errors import unknown
+from bayesnn.errors import at_least, unknown
 from bayesnn.likelihoods import Likelihood
 from bayesnn.priors import Layerwise, Prior, PriorRule, normal_of_precision
+from bayesnn.rng import generator, isolated
+
+if TYPE_CHECKING:
+    from bayesnn.predictive import Predictive
 
 State = dict[str, Tensor]
 Part = str | Sequence[str] | Callable[[str, Tensor, nn.Module], bool] | None
@@ -263,6 +267,35 @@ class BayesianModel(nn.Module):
             events = len(distribution.batch_shape) - 1
             targets: Tensor = pyro.sample("y", distribution.to_event(events), obs=y)
         return targets
+
+    def prior_predictive(self, x: Any, draws: int = 100, seed: int = 0) -> Predictive:
+        """What the model says of the targets of ``x`` before it has seen any: weights drawn from the prior.
+
+        In a standardised target's units where the data are to be standardised. A prior whose functions nobody would
+        have believed in is one to change before the fit, not after it.
+
+        Parameters
+        ----------
+        x : inputs (batch, ...): a tensor, array, data frame or list.
+        draws : of the weights; parameters without a prior keep their present values.
+        seed : of the draws.
+        """
+        from bayesnn.posterior import Posterior
+        from bayesnn.source import Draws
+
+        return Posterior(self, [Draws.stack(list(self._prior_states(draws, seed)))], 0).predict(x)
+
+    @torch.no_grad()
+    def _prior_states(self, draws: int, seed: int) -> Iterator[State]:
+        device = next(self.parameters()).device
+        with isolated(generator(at_least("seed", seed, 0), 0, 6, device=device)):
+            for _ in range(at_least("draws", draws, 1)):
+                state, priors = self.state(), dict(self.log_priors)
+                for name, (shape, rate) in self.hyperpriors.items():
+                    tau = Gamma(*self.precision(name).new_tensor((shape, rate))).sample()
+                    priors[name] = normal_of_precision(tau, priors[name].event_shape)
+                    state[f"precisions.{mangled(name)}"] = tau
+                yield {**state, **{name: prior.sample() for name, prior in priors.items()}}
 
     def state(self) -> State:
         """A copy of what one draw is: trainable parameters, inferred precisions, and buffers that training may move."""

@@ -254,3 +254,38 @@ def test_a_prior_on_a_part_of_the_line_is_refused_in_one_line() -> None:
                 bnn.likelihoods.Categorical(),
             )
         assert "\n" not in str(error.value)
+
+
+def test_the_prior_predictive_has_the_moments_of_the_prior():
+    """Of f(x) = w x + b with w ~ N(0, 4), b ~ N(1, 0.25): mean 1, variance 4 x^2 + 0.25, and noise beside it."""
+    prior = bnn.priors.ByName({"weight": bnn.priors.Normal(2.0), "bias": bnn.priors.Normal(0.5, loc=1.0)})
+    model = bnn.BayesianModel(nn.Linear(1, 1), prior, bnn.likelihoods.Normal(scale=0.3)).double()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    x, S = torch.tensor([[0.0], [1.0], [-3.0]]).double(), 20_000
+    predictive = model.prior_predictive(x, draws=S)
+    variance = 4 * x[:, 0] ** 2 + 0.25
+    assert ((predictive.mean - 1).abs() < 4 * (variance / S).sqrt()).all()
+    assert ((predictive.epistemic / variance - 1).abs() < 4 * (2 / S) ** 0.5).all()
+    torch.testing.assert_close(predictive.aleatoric, torch.full((3,), 0.09).double())
+    assert torch.equal(model.prior_predictive(x, draws=5).draws, model.prior_predictive(x, draws=5).draws)
+    assert not torch.equal(model.prior_predictive(x, draws=5).draws, model.prior_predictive(x, draws=5, seed=1).draws)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+def test_the_prior_predictive_of_a_hierarchical_prior_is_a_student_t():
+    """A weight with precision ~ Gamma(a, b) is Student's t with 2 a degrees of freedom and scale sqrt(b / a)."""
+    from scipy import stats
+
+    model = bnn.BayesianModel(
+        nn.Linear(1, 1, bias=False), bnn.priors.HierarchicalNormal(3.0, 2.0), bnn.likelihoods.Normal(scale=1.0)
+    ).double()
+    draws = model.prior_predictive(torch.ones(1, 1).double(), draws=4000).draws.flatten().numpy()
+    assert stats.kstest(draws, stats.t(6, scale=(2 / 3) ** 0.5).cdf).pvalue > 0.001
+    assert stats.kstest(draws, stats.norm(scale=draws.std()).cdf).pvalue < 0.05
+
+
+def test_parameters_without_a_prior_stay_in_the_prior_predictive():
+    prior = bnn.priors.ByName({"bias": None}, default=bnn.priors.Normal(1.0))
+    model = bnn.BayesianModel(nn.Linear(1, 1), prior, bnn.likelihoods.Normal(scale=1.0))
+    nn.init.constant_(model.net.bias, 7.0)
+    assert torch.equal(model.prior_predictive(torch.zeros(2, 1), draws=3).draws, torch.full((1, 3, 2), 7.0))
