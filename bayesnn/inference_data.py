@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from bayesnn.data.dataset import as_inputs
+from bayesnn.posterior import Posterior
 from bayesnn.rng import generator, isolated
+from bayesnn.source import Draws
 
 if TYPE_CHECKING:
     from bayesnn.model import State
-    from bayesnn.posterior import Posterior
 
 
 def to_arviz(posterior: Posterior, data: tuple[Any, Any] | None, weights: bool, draws: int | None) -> Any:
@@ -37,8 +39,13 @@ def to_arviz(posterior: Posterior, data: tuple[Any, Any] | None, weights: bool, 
         "log_likelihood": {"y": by_chain(log_likelihood)},
         "sample_stats": {"lp": by_chain(_log_prior(posterior, states) + log_likelihood.double().sum(1).cpu())},
         "observed_data": {"y": predictive._targets(y).cpu().numpy()},  # shaped as the replicates are
+        "constant_data": {"x": as_inputs(x).cpu().numpy()},
     }
+    prior = Draws.stack(list(posterior.model._prior_states(shortest, seed=0)))
+    before = Posterior(posterior.model, [prior], 0, posterior.target).predict(x)
+    groups["prior_predictive"] = {"y": _replicates(before)[None].cpu().numpy()}
     if weights:
+        groups["prior"] = {name: prior.stacked[name][None].cpu().numpy() for name in posterior.model.log_priors}
         kept = [chain[len(chain) - shortest :] for chain in states]
         for name in posterior.model.log_priors:
             values = torch.stack([torch.stack([state[name] for state in chain]) for chain in kept])

@@ -215,10 +215,12 @@ class Posterior:
     def to_arviz(self, data: tuple[Any, Any] | None = None, weights: bool = True, draws: int | None = None) -> Any:
         """An ArviZ data set: posterior, sample_stats, log_likelihood, posterior_predictive, observed_data.
 
+        And before any data, as many draws as a chain has: prior, prior_predictive; and the inputs: constant_data.
+
         Parameters
         ----------
         data : (x, y), y in its own units; the training part by default.
-        weights : whether the weights themselves go into the group ``posterior``.
+        weights : whether the weights themselves go into the groups ``posterior`` and ``prior``.
         draws : draws a chain, as in :meth:`predict`.
         """
         from bayesnn.inference_data import to_arviz

@@ -1,5 +1,6 @@
 import warnings
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -37,7 +38,14 @@ def groups_of(data):
 def test_groups_and_dimensions(method):
     posterior = fitted(method=method)
     data = posterior.to_arviz(draws=5)
-    assert groups_of(data) == {"posterior", "sample_stats", "log_likelihood", "posterior_predictive", "observed_data"}
+    of_data = {"observed_data", "constant_data"}
+    assert groups_of(data) == of_data | {
+        "posterior", "sample_stats", "log_likelihood", "posterior_predictive", "prior", "prior_predictive"
+    }  # fmt: skip
+    assert set(data.prior.data_vars) == set(data.posterior.data_vars)
+    assert data.prior["net.weight"].shape == (1, 5, 1, 1)
+    assert data.prior_predictive["y"].shape == (1, 5, N)
+    np.testing.assert_allclose(data.constant_data["x"], X)
     assert set(data.posterior.data_vars) == {"net.weight", "net.bias", "likelihood.log_scale"}
     assert data.posterior["net.weight"].shape == (3, 5, 1, 1)
     assert data.posterior["likelihood.log_scale"].dims == ("chain", "draw")
@@ -99,7 +107,8 @@ def test_replicates_have_a_stream_of_their_own(monkeypatch):
     keys = []
     monkeypatch.setattr(inference_data, "generator", lambda *key: keys.append(key) or generator(*key))
     fitted(method=bnn.MeanFieldVI(), chains=2).to_arviz(draws=2)
-    [key] = keys
+    key, again = keys  # of the posterior's and of the prior's, which are of other weights
+    assert key == again
     others = [(0, 0), (0, 1), (0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 0, 3)]  # samples of weights, fits, Predictive.sample
     first = torch.rand(4, generator=generator(*key))
     assert all(not torch.equal(first, torch.rand(4, generator=generator(*other))) for other in others)
@@ -114,6 +123,29 @@ def test_arviz_can_work_with_it():
     assert np.isfinite(loo.elpd_loo)
     # Cross-validation is no better than the fit to the same rows.
     assert loo.elpd_loo < np.log(np.exp(data.log_likelihood["y"].values).mean((0, 1))).sum()
+
+
+def test_arviz_draws_it_and_compares_models():
+    """The pictures that need nothing but the data set; of two priors the one that lets the slope be 2 is the better."""
+    data = fitted(method=bnn.SGLD(draws=50)).to_arviz()
+    names = ["plot_trace", "plot_rank", "plot_autocorr", "plot_forest"]
+    names.append("plot_ppc" if hasattr(az, "plot_ppc") else "plot_ppc_dist")  # the second is ArviZ 1.x's name
+    for name in names:
+        getattr(az, name)(data)
+    plt.close("all")
+    model = bnn.BayesianModel(nn.Linear(1, 1), bnn.priors.Normal(0.02), likelihoods.Normal())
+    narrow = bnn.fit(model, (X, Y), bnn.SGLD(draws=50), epochs=20, chains=3, progress=False).to_arviz()
+    table = az.compare({"wide": data, "narrow": narrow})
+    assert list(table.index) == ["wide", "narrow"]
+
+
+def test_the_prior_groups_are_in_the_targets_own_units():
+    data = fitted(data=Data(X, TARGET.inverse(Y), target=TARGET), method=bnn.SGLD(draws=200)).to_arviz()
+    weight, bias = data.prior["net.weight"].values[0, :, 0], data.prior["net.bias"].values[0]
+    scale = np.exp(data.prior["likelihood.log_scale"].values[0])[:, None]
+    residual = (data.prior_predictive["y"].values[0] - 40) / 5 - (weight * X[:, 0].numpy() + bias)
+    assert stats.kstest((residual / scale).flatten(), stats.norm.cdf).pvalue > 0.001
+    assert stats.kstest(weight.flatten(), stats.norm(scale=2.0).cdf).pvalue > 0.001
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # the same form compile nothing. torch's own limit, all that an older one knows, is eight forms.
 FORMS = 64
 AGREEMENT = 1e-3  # of the first compiled gradient with the plain one, relative: float32 keeps to 1e-5
-ASIDE = 1e-2  # how far from the present weights the two are compared, in units of 1 + |w|
+ASIDE = 0.5  # how far from the present weights the two are compared, in units of a tensor's root mean square
 Evaluated = tuple[Tensor, Tensor, Tensor]  # U / T, its gradient, and the priors' part of U
 Priors = tuple[tuple[str, Any], ...]  # name of the parameter, prior
 
@@ -261,7 +261,8 @@ def check_agreement(plain: Sequence[Tensor], compiled: Sequence[Tensor]) -> None
 def aside(tensors: Sequence[Tensor]) -> Iterator[None]:
     """The tensors are elsewhere inside, and to the bit where they were afterwards.
 
-    At a mode a gradient is what is left of terms that cancel, which is rounding: nothing to compare with.
+    At a mode a gradient is what is left of terms that cancel, which is rounding: nothing to compare with. So it is with
+    a classifier that is sure of every row, until its weights are others by a good part of their size.
     """
     originals = [tensor.detach().clone() for tensor in tensors]
     stream = torch.Generator().manual_seed(0)
@@ -269,7 +270,8 @@ def aside(tensors: Sequence[Tensor]) -> Iterator[None]:
         with torch.no_grad():
             for tensor in tensors:
                 noise = torch.randn(tensor.shape, generator=stream, dtype=torch.float64).to(tensor)
-                tensor.addcmul_(noise, 1 + tensor.abs(), value=ASIDE)
+                size = tensor.square().mean().sqrt()
+                tensor.add_(ASIDE * torch.where(size > 0, size, 1.0) * noise)
         yield
     finally:
         with torch.no_grad():
