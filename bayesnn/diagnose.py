@@ -182,29 +182,25 @@ def _within(values: Array) -> Array:
 
 
 def configurational_temperature(posterior: Posterior, draws: int = GRADIENTS) -> tuple[float, float] | None:
-    """E[(w - c) . grad U(w)] / d over a chain's draws, which is T for any constant c, and its standard error.
+    """E[w . grad U(w)] / d over the draws, which is T, and its standard error (Wenzel et al. 2020, appendix I).
 
-    By partial integration of exp(-U / T) (the virial theorem; Wenzel et al. 2020, appendix I, have c = 0). Here c is
-    the mean of the *other* half of the chain: near the draws, so that the variance is small, and independent of them,
-    so that there is no bias. None where the training rows are not in memory, or too few draws are.
+    By partial integration of exp(-U / T), the virial theorem. It would hold for w - c with any constant c as well, but
+    not for a c that the chain itself gives, which is nearer and would make the variance smaller: where weights move
+    slowly the draws lean towards their own mean, and the temperature comes out too low. None where the training rows
+    are not in memory.
     """
     if posterior.train is None:
         return None
     x, y = posterior.train
     model = posterior.model.copy()
+    names = list(model.bayesian_parameters())
     found = []
     for chain in posterior.states(draws):
-        half = len(chain) // 2
-        if half < 4:
-            return None
-        names = list(model.bayesian_parameters())
-        flat = torch.stack([torch.cat([state[name].flatten().double() for name in names]) for state in chain])
-        centres = flat[half:].mean(0), flat[:half].mean(0)
         values = []
-        for k, state in enumerate(chain[: 2 * half]):
+        for state in chain:
             model.load_state(state)
-            gradient = _potential_gradient(model, names, x, y)
-            values.append(float((flat[k] - centres[k >= half]) @ gradient) / flat.shape[1])
+            weights = torch.cat([state[name].flatten().double() for name in names])
+            values.append(float(weights @ _potential_gradient(model, names, x, y)) / len(weights))
         found.append(values)
     shortest = min(map(len, found))
     array = np.array([values[:shortest] for values in found])

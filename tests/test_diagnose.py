@@ -13,7 +13,7 @@ from bayesnn.source import Draws, FullRankNormal, LowRankNormal, NormalSource
 
 N, D, SIGMA = 40, 3, 0.5
 X = torch.randn(N, D, generator=torch.Generator().manual_seed(0)).double()
-Y = X.sum(1) + SIGMA * torch.randn(N, generator=torch.Generator().manual_seed(1)).double()
+Y = SIGMA * torch.randn(N, generator=torch.Generator().manual_seed(1)).double()
 PRECISION = X.T @ X / SIGMA**2 + torch.eye(D).double()
 COVARIANCE = torch.linalg.inv(PRECISION)
 MEAN = COVARIANCE @ X.T @ Y / SIGMA**2
@@ -66,6 +66,17 @@ def test_draws_that_are_too_hot_or_too_cold_are_found_out():
     assert hot.endswith("and not 1: lower lr, or raise batch_size")
     cold = posterior(draws(0.2), temperature=1.0).diagnose(X).verdict
     assert "the burn-in was too short" in cold
+
+
+def test_slow_chains_are_at_the_temperature_that_they_are_at():
+    """Draws whose weights have hardly moved, each chain in a place of its own: a centre of their own would say 0."""
+    stream, root = torch.Generator().manual_seed(2), torch.linalg.cholesky(COVARIANCE)
+    chains = []
+    for _ in range(400):
+        place = MEAN + root @ torch.randn(D, generator=stream).double()
+        chains.append(Draws({"net.weight": place.expand(8, 1, D) + 1e-6 * torch.randn(8, 1, D, generator=stream)}))
+    value, _ = posterior(chains, temperature=1.0).diagnose(X[:2]).configurational_temperature
+    assert value == pytest.approx(1, abs=0.2)
 
 
 def test_a_chain_elsewhere_is_found_out():

@@ -18,7 +18,7 @@ from bayesnn.metrics.classification import (
     nll,
     total_variation,
 )
-from bayesnn.metrics.detection import aupr, auroc, detection_table, fpr95, uncertainty_scores
+from bayesnn.metrics.detection import aupr, auroc, detection_table, fpr95, roc_curve, uncertainty_scores
 from bayesnn.metrics.regression import coverage, crps_samples, interval_width, mae, regression_table, rmse
 from bayesnn.metrics.selection import aurc, rejection_curve
 
@@ -49,6 +49,7 @@ __all__ = [
     "regression_table",
     "rejection_curve",
     "rmse",
+    "roc_curve",
     "total_variation",
     "uncertainty_scores",
 ]

@@ -97,10 +97,19 @@ def fpr95(inside: Tensor, outside: Tensor) -> float:
     -------
     float in [0, 1]; lower is better.
     """
+    flagged, detected = roc_curve(inside, outside)
+    return float(flagged[detected >= DETECTED][0])
+
+
+def roc_curve(inside: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of inputs flagged from inside, and from outside, (thresholds,) each, from the highest threshold on.
+
+    Parameters and errors are those of :func:`auroc`.
+    """
     from torchmetrics.functional.classification import binary_roc
 
     flagged, detected, _ = binary_roc(*_ranked(inside, outside), validate_args=False)
-    return float(flagged[detected >= DETECTED][0])
+    return flagged, detected
 
 
 def detection_table(inside: dict[str, Tensor], outside: dict[str, Tensor]) -> dict[str, dict[str, float]]:

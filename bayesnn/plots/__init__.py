@@ -9,17 +9,26 @@ common kind of colour vision; line styles, markers and hatches tell the same in 
 
 from bayesnn.plots.calibration import accuracy_rejection, reliability
 from bayesnn.plots.chains import rhat_histogram, traces
+from bayesnn.plots.detection import detection_roc
+from bayesnn.plots.pit import coverage_curve, pit_histogram
+from bayesnn.plots.plane import decision_boundary
 from bayesnn.plots.regression import predictive_band
+from bayesnn.plots.rotation import rotation
 from bayesnn.plots.training import training_curves
 from bayesnn.plots.uncertainty import certainty_gallery, entropy_histogram
 
 __all__ = [
     "accuracy_rejection",
     "certainty_gallery",
+    "coverage_curve",
+    "decision_boundary",
+    "detection_roc",
     "entropy_histogram",
+    "pit_histogram",
     "predictive_band",
     "reliability",
     "rhat_histogram",
+    "rotation",
     "traces",
     "training_curves",
 ]
