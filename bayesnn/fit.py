@@ -225,10 +225,10 @@ def fit(
                     info["minibatch_noise"].append(worker.state.minibatch_noise)
                     info["seconds"].append(seconds)
                 info["diverged"] += [{"chain": chain, "step": worker.diverged_at} for chain in worker.diverged]
+            if disk is not None and sources and len(sources) < chains:
+                _write(disk.whole, info)
             if info["interrupted"]:
                 break
-            if disk is not None and len(sources) < chains:
-                _write(disk.whole, info)
     if not sources:
         if disk is not None:
             disk.abandon()
@@ -253,9 +253,11 @@ def _write(what: Callable[[], None], info: dict[str, Any]) -> None:
     """Write to the store; where the disk does not take it, the posterior is whole all the same."""
     try:
         what()
-    except OSError as error:
-        info["error"] = first_line(error)
-        warnings.warn(f"The store could not be written, save the posterior elsewhere: {info['error']}", stacklevel=3)
+    except (OSError, KeyboardInterrupt) as error:
+        why = "interrupted" if isinstance(error, KeyboardInterrupt) else first_line(error)
+        info["interrupted"] = info["interrupted"] or isinstance(error, KeyboardInterrupt)
+        info["error"] = info["error"] if isinstance(error, KeyboardInterrupt) else why
+        warnings.warn(f"The store could not be written, save the posterior elsewhere: {why}", stacklevel=3)
 
 
 def _stopped(error: BaseException, worker: Chain | None, whole: int) -> str:

@@ -223,7 +223,7 @@ class Run(ABC):
     def state_dict(self) -> dict[str, Any]:
         """The chain's present state, in copies: what going back to it needs."""
         return {
-            "model": {name: tensor.clone() for name, tensor in self.model.state_dict().items()},
+            "model": copy.deepcopy(self.model.state_dict()),  # a module may keep more in it than tensors
             "optimizers": [copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizers],
             "streams": self.streams.state_dict(),
         }
