@@ -244,7 +244,7 @@ def test_the_defaults_of_mean_field_vi_arrive() -> None:
     x[:, 2] = 0.0
 
     def fitted(method: bnn.MeanFieldVI, epochs: int | None) -> np.ndarray:
-        posterior = bnn.fit(case.model, (x, case.y), method, epochs=epochs, progress=False)
+        posterior = bnn.fit(case.model, (x, case.y), method, epochs=epochs, compile=True, progress=False)
         sd: np.ndarray = posterior.sources[0].tensors()["log_sd/net.weight"].exp().numpy()
         return sd
 
