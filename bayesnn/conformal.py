@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bayesnn.data.dataset import as_targets
-from bayesnn.metrics.classification import labelled
+from bayesnn.metrics.classification import labelled, mass_before
 from bayesnn.predictive import Predictive
 from bayesnn.rng import generator
 
@@ -84,16 +84,11 @@ def prediction_set(calibration: Tensor, y: Tensor, test: Tensor, level: float = 
     if test.shape[1] != calibration.shape[1]:
         raise ValueError(f"Expected {calibration.shape[1]} classes in both parts, got {test.shape[1]} in test.")
     stream = generator(seed, 0, 5)
-    scores = _mass_before(calibration, torch.rand(len(y), generator=stream).to(y.device))
-    threshold = _quantile(scores.gather(1, y[:, None])[:, 0], level)
-    return _mass_before(test, torch.rand(len(test), generator=stream).to(test.device)) <= threshold
-
-
-def _mass_before(probs: Tensor, u: Tensor) -> Tensor:
-    """Of each class the probability of those more probable, and the share u of its own; ties in the classes' order."""
-    ordered, order = probs.double().sort(dim=1, descending=True, stable=True)
-    score = ordered.cumsum(1) - (1 - u.double()[:, None]) * ordered
-    return torch.empty_like(score).scatter_(1, order, score)
+    scores, others = (
+        mass_before(probs) + torch.rand(len(probs), 1, generator=stream).to(probs.device) * probs.double()
+        for probs in (calibration, test)
+    )
+    return others <= _quantile(scores.gather(1, y[:, None])[:, 0], level)
 
 
 def _quantile(scores: Tensor, level: float) -> float:

@@ -115,7 +115,7 @@ class BoundDiagnosis:
     importance_bound : log (1/S) sum_s p(D, w_s) / q(w_s), a tighter lower bound on the evidence in expectation
         (Burda, Grosse & Salakhutdinov 2016); what it gains over the ELBO is a lower bound on KL(q || posterior).
     khat : Pareto shape of the importance ratios (Yao, Vehtari, Simpson & Gelman 2018): below 0.7 q is near enough to
-        the posterior to be corrected. None with more than 100 weights, where it is above 1 for any q.
+        the posterior to be corrected. None with more than 100 weights, where hardly any q is.
     weights : number of weights in q.
     """
 

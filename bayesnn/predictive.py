@@ -20,7 +20,7 @@ from bayesnn.data.dataset import as_targets, check_finite
 from bayesnn.errors import at_least, first_line
 from bayesnn.likelihoods.base import Params
 from bayesnn.likelihoods.classification import Bernoulli
-from bayesnn.metrics.classification import as_class_probs
+from bayesnn.metrics.classification import as_class_probs, mass_before
 from bayesnn.metrics.detection import uncertainty_scores
 from bayesnn.model import BayesianModel, State
 from bayesnn.quantile import invert_cdf
@@ -204,9 +204,7 @@ class Predictive:
         probs = as_class_probs(self._class_probs("credible_set()"))
         if not 0 < level < 1:
             raise ValueError(f"Expected level in (0, 1), got {level!r}: 0.9 is nine in ten.")
-        ordered, order = probs.double().sort(dim=1, descending=True, stable=True)
-        before = ordered.cumsum(1) - ordered
-        return torch.empty_like(order, dtype=torch.bool).scatter_(1, order, before < level)
+        return mass_before(probs) < level
 
     def decide(self, utility: Tensor, abstain: float | None = None) -> tuple[Tensor, Tensor]:
         """The action of greatest expected utility for each input, and that utility, each (batch,).

@@ -60,6 +60,12 @@ def labelled(probs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return probs, labels
 
 
+def mass_before(probs: Tensor) -> Tensor:
+    """Of each class the probability of all that are more probable, (batch, K), float64; ties in the classes' order."""
+    ordered, order = probs.double().sort(dim=1, descending=True, stable=True)
+    return torch.empty_like(ordered).scatter_(1, order, ordered.cumsum(1) - ordered)
+
+
 def accuracy(probs: Tensor, y: Tensor) -> float:
     """Share of rows whose most probable class is the true one; a tie goes to the lower class number.
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from bayesnn.errors import at_least
 from bayesnn.plots._style import BLUE, COLOURS, GREY, LIGHT, STYLES, Values, finish, one_axes, to_numpy
@@ -43,7 +42,7 @@ def pit_histogram(pit: Values, bins: int = 10, ax: Axes | None = None) -> Axes:
     values, bins = _checked(pit), at_least("bins", bins, 1)
     ax = one_axes(ax, (6.0, 4.0))
     counts, edges = np.histogram(values, bins, (0.0, 1.0))
-    low, high = (stats.binom.ppf(q, len(values), 1 / bins) * bins / len(values) for q in _ends())
+    low, high = _band(len(values), 1 / bins) * bins
     ax.axhspan(low, high, color=LIGHT, linewidth=0, label=f"{100 * BAND:.0f} % of a calibrated prediction's bars")
     ax.bar(edges[:-1], counts * bins / len(values), 1 / bins, align="edge", color=BLUE, alpha=0.75, edgecolor="white",
            label="targets that came true")  # fmt: skip
@@ -80,7 +79,7 @@ def coverage_curve(pits: Mapping[str, Values], ax: Axes | None = None) -> Axes:
     ax = one_axes(ax, (5.2, 5.2))
     levels = np.linspace(0, 1, 101)
     size = len(_checked(next(iter(pits.values()))))
-    low, high = (stats.binom.ppf(q, size, levels) / size for q in _ends())
+    low, high = _band(size, levels)
     ax.fill_between(levels, low, high, color=LIGHT, linewidth=0, label=f"{100 * BAND:.0f} % of a calibrated prediction")
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=1)
     for k, (name, pit) in enumerate(pits.items()):
@@ -97,8 +96,11 @@ def coverage_curve(pits: Mapping[str, Values], ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _ends() -> tuple[float, float]:
-    return (1 - BAND) / 2, (1 + BAND) / 2
+def _band(rows: int, share: Values | float) -> NDArray[np.float64]:
+    """Where BAND of the shares of so many rows lie, if the true one is ``share``: both ends, (2, ...)."""
+    from scipy import stats  # a second, which who imports the library need not wait
+
+    return np.stack([stats.binom.ppf(q, rows, share) / rows for q in ((1 - BAND) / 2, (1 + BAND) / 2)])
 
 
 def _checked(pit: Values) -> NDArray[np.float64]:
