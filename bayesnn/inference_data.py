@@ -41,7 +41,7 @@ def to_arviz(posterior: Posterior, data: tuple[Any, Any] | None, weights: bool, 
         "observed_data": {"y": predictive._targets(y).cpu().numpy()},  # shaped as the replicates are
         "constant_data": {"x": as_inputs(x).cpu().numpy()},
     }
-    prior = Draws.stack(list(posterior.model._prior_states(shortest, seed=0)))
+    prior = Draws.stack(list(posterior.model.prior_states(shortest, seed=0)))
     before = Posterior(posterior.model, [prior], 0, posterior.target).predict(x)
     groups["prior_predictive"] = {"y": _replicates(before)[None].cpu().numpy()}
     if weights:

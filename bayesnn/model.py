@@ -283,10 +283,11 @@ class BayesianModel(nn.Module):
         from bayesnn.posterior import Posterior
         from bayesnn.source import Draws
 
-        return Posterior(self, [Draws.stack(list(self._prior_states(draws, seed)))], 0).predict(x)
+        return Posterior(self, [Draws.stack(list(self.prior_states(draws, seed)))], 0).predict(x)
 
     @torch.no_grad()
-    def _prior_states(self, draws: int, seed: int) -> Iterator[State]:
+    def prior_states(self, draws: int, seed: int = 0) -> Iterator[State]:
+        """Draws from the prior as named tensors; parameters without a prior keep their present values."""
         device = next(self.parameters()).device
         with isolated(generator(at_least("seed", seed, 0), 0, 6, device=device)):
             for _ in range(at_least("draws", draws, 1)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -59,6 +60,19 @@ def panels_for(axes: Any, count: int, size: tuple[float, float], vertical: bool 
     return panels
 
 
+def quantities_of(values: Values, names: Sequence[str] | None, least: int = 1) -> tuple[NDArray[np.float64], list[str]]:
+    """Draws (chain, draw, quantity) of 1 to 8 quantities as float64, and a title for each."""
+    draws = to_numpy(values)
+    if draws.ndim != 3 or not 1 <= draws.shape[2] <= 8:
+        raise ValueError(f"values must be (chain, draw, quantity), 1 to 8 quantities; got {draws.shape}: choose a few")
+    if draws.shape[1] < least:
+        raise ValueError(f"values must have {least} draws to a chain or more; got {draws.shape[1]}: keep more")
+    titles = [f"quantity {i}" for i in range(draws.shape[2])] if names is None else list(names)
+    if len(titles) != draws.shape[2]:
+        raise ValueError(f"names must be {draws.shape[2]}, one to a quantity; got {len(titles)}: {titles}")
+    return draws, titles
+
+
 def layout() -> LayoutEngine:
     """A new figure's layout, which leaves room for the legends underneath."""
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -78,14 +92,29 @@ def finish(ax: Axes, legend: bool = True) -> None:
     handles, labels = ax.get_legend_handles_labels()
     if legend and handles:
         width, height = ax.bbox.width / ax.figure.dpi, ax.bbox.height / ax.figure.dpi
-        # As many columns as fit, at 0.085 inch to a letter of 11 points and 0.6 to a handle.
-        letters = [0.6 + 0.085 * len(label) for label in labels]
-        columns = len(labels)
-        while columns > 1 and sum(max(letters[i::columns]) for i in range(columns)) > width:
-            columns -= 1
         # 0.55 inch clears the ticks and the x label, whatever the height of the axes.
         ax.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.55 / height), fontsize=11, frameon=False,
-                  ncols=columns, handlelength=2.4, columnspacing=1.2, borderaxespad=0)  # fmt: skip
+                  ncols=_columns(labels, width), handlelength=2.4, columnspacing=1.2, borderaxespad=0)  # fmt: skip
+
+
+def _columns(labels: Sequence[str], width: float) -> int:
+    """As many columns of a legend as fit into a width in inches: 0.085 to a letter, 0.6 to a handle."""
+    letters = [0.6 + 0.085 * len(label) for label in labels]
+    columns = len(labels)
+    while columns > 1 and sum(max(letters[i::columns]) for i in range(columns)) > width:
+        columns -= 1
+    return columns
+
+
+def plain_ticks(ax: Axes) -> None:
+    """Numbers along a logarithmic x axis as people write them, at 1, 2 and 5 times the powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    low, high = ax.get_xlim()
+    steps = (1.0, 2.0, 5.0) if high < 300 * low else (1.0,)
+    ax.xaxis.set_major_locator(LogLocator(subs=steps))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def share_legend(panels: AxesArray, made: bool) -> None:
@@ -95,5 +124,6 @@ def share_legend(panels: AxesArray, made: bool) -> None:
         if panel.get_legend() is not None:
             panel.get_legend().remove()
     if made:
-        columns = 1 if len(panels) == 1 else len(handles)
-        panels[0].figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=12, frameon=False)
+        figure = panels[0].figure
+        columns = _columns(labels, figure.get_figwidth())
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=12, frameon=False)

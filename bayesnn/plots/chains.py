@@ -1,4 +1,4 @@
-"""Whether chains agree."""
+"""Draws in the order they were made: whether chains move, and whether they have arrived."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bayesnn.diagnostics import ess, rhat
+from bayesnn.diagnostics import ess, mcse_mean, rhat
 from bayesnn.plots._style import (
-    BLUE,
     COLOURS,
-    SKY,
+    LIGHT,
     STYLES,
-    VERMILLION,
     AxesArray,
     Values,
     finish,
-    one_axes,
     panels_for,
-    to_numpy,
+    quantities_of,
+    share_legend,
 )
 
 if TYPE_CHECKING:
@@ -49,13 +47,8 @@ def traces(
     ValueError
         If `values` has other axes, no or more than 8 quantities, or the numbers of names or axes differ from theirs.
     """
-    draws = to_numpy(values)
-    if draws.ndim != 3 or not 1 <= draws.shape[2] <= 8:
-        raise ValueError(f"values must be (chain, draw, quantity), 1 to 8 quantities; got {draws.shape}: choose a few")
+    draws, titles = quantities_of(values, names)
     chains, length, quantities = draws.shape
-    titles = [f"quantity {i}" for i in range(quantities)] if names is None else list(names)
-    if len(titles) != quantities:
-        raise ValueError(f"names must be {quantities}, one to a quantity; got {len(titles)}: {titles}")
     panels = panels_for(axes, quantities, (8.0, 1.9 if quantities > 1 else 3.2), vertical=True)
     # Diagnostics warn where they cannot say anything; here the title says so.
     worst = rhat(draws) if chains > 1 and length >= 4 else np.full(quantities, np.nan)
@@ -75,47 +68,54 @@ def traces(
     return panels
 
 
-def rhat_histogram(rhat_values: Values, ax: Axes | None = None, threshold: float = 1.05) -> Axes:
-    """Histogram of R-hat over many quantities, with the share above the threshold in the title.
+def running_mean(
+    values: Values, names: Sequence[str] | None = None, axes: Axes | Sequence[Axes] | AxesArray | None = None
+) -> AxesArray:
+    """Mean of the draws so far, a line to each chain: where they end apart, or still climb, the run was too short.
 
-    Values above 2 (two chains in two places) are counted in the last bin. Those that are nan are left out, and counted
-    in the title.
+    The grey band is the mean of all draws +- 2 of its Monte-Carlo standard errors, which take the chains to be
+    stationary: lines that end outside it say that they are not.
 
     Parameters
     ----------
-    rhat_values : Tensor or ndarray, any shape
-        As from `bayesnn.diagnostics.rhat`.
-    ax : Axes, optional
-    threshold : float
-        What is still called converged.
+    values : Tensor or ndarray, (chain, draw, quantity)
+        At most 8 quantities.
+    names : sequence of str, optional
+        Of the quantities, with their units.
+    axes : sequence of Axes, optional
+        One to each quantity.
 
     Returns
     -------
-    Axes
+    array of Axes, (quantity,)
 
     Raises
     ------
     ValueError
-        If no value is a number (R-hat of a single chain).
+        As `traces`; also with fewer than 4 draws to a chain, which have no Monte-Carlo error.
     """
-    everything = to_numpy(rhat_values).ravel()
-    values = everything[~np.isnan(everything)]
-    if len(values) == 0:
-        raise ValueError(f"rhat_values must hold a number; got {len(everything)} nan: fit with at least two chains")
-    ax = one_axes(ax, (6.4, 4.0))
-    start = min(1.0, float(values.min()))
-    end = max(2 * threshold - 1.0, min(float(values.max()), 2.0))
-    edges = np.linspace(start, end, 51)
-    counts = np.histogram(np.minimum(values, end), edges)[0]
-    ax.stairs(counts, edges, fill=True, color=SKY, edgecolor=BLUE, linewidth=0.8)
-    ax.axvline(threshold, color=VERMILLION, linestyle=STYLES[1], linewidth=1.8, label=f"threshold {threshold:g}")
-    above = float((values > threshold).mean())
-    unknown = len(everything) - len(values)
-    missing = f", {unknown:,} nan" if unknown else ""
-    ax.set_title(f"{100 * above:.1f} % of {len(values):,} above {threshold:g}{missing}")
-    ax.set_xlim(start, end)
-    ax.set_ylim(bottom=0)
-    ax.set_xlabel("R-hat (2 and more in the last bin)" if values.max() > 2.0 else "R-hat")
-    ax.set_ylabel("number of quantities")
-    finish(ax)
-    return ax
+    draws, titles = quantities_of(values, names, least=4)
+    chains, length, quantities = draws.shape
+    panels = panels_for(axes, quantities, (8.0, 2.0 if quantities > 1 else 3.2), vertical=True)
+    means = draws.cumsum(1) / np.arange(1, length + 1)[:, None]  # (chain, draw, quantity)
+    centre, error = draws.mean((0, 1)), mcse_mean(draws)
+    for i, ax in enumerate(panels):
+        ax.axhspan(centre[i] - 2 * error[i], centre[i] + 2 * error[i], color=LIGHT, zorder=0,
+                   label="all draws, +- 2 standard errors")  # fmt: skip
+        for chain in range(chains):
+            ax.plot(np.arange(1, length + 1), means[chain, :, i], color=COLOURS[chain % len(COLOURS)],
+                    linestyle=STYLES[chain % len(STYLES)], linewidth=1.6, label=f"chain {chain}")  # fmt: skip
+        # The first few draws' means would set a scale on which nothing of the end is seen.
+        shown = means[:, length // 20 :, i]
+        low, high = min(shown.min(), centre[i] - 3 * error[i]), max(shown.max(), centre[i] + 3 * error[i])
+        if high > low:
+            ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        ax.set_title(f"{titles[i]}   ({centre[i]:.3g} +- {error[i]:.2g})")
+        ax.set_xlim(1, max(length, 2))
+        finish(ax)
+        ax.title.set_fontsize(12)
+        if i < quantities - 1:
+            ax.tick_params(labelbottom=False)
+    panels[-1].set_xlabel("draws so far")
+    share_legend(panels, made=axes is None)
+    return panels

@@ -20,6 +20,8 @@ def training_curves(
 ) -> Axes:
     """Training and validation NLL by epoch, a thin line to each chain.
 
+    Of a single method the gap between the two at the end, in the mean over chains, is marked with its size.
+
     Parameters
     ----------
     history : list of dict, or dict of str to list of dict
@@ -74,9 +76,25 @@ def training_curves(
             colour = GREY if several else COLOURS[j]
             ax.plot([], [], color=colour, linestyle=STYLES[j], linewidth=1.5,
                     label=f"{_NATS[column]} (nats)")  # fmt: skip
+    if len(columns) == 2 and not several:
+        _mark_gap(ax, rows, *columns)
     name = _NATS.get(columns[0], columns[0].replace("_", " "))
     ax.set_xlabel("epoch")
     ax.set_ylabel("nats per row" if len(columns) > 1 else f"{name} / nats per row" if columns[0] in _NATS else name)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     finish(ax)
     return ax
+
+
+def _mark_gap(ax: Axes, rows: History, training: str, validation: str) -> None:
+    """An arrow from the training NLL to the validation NLL at the last epoch that has both."""
+    both = [row for row in rows if row.get(training) is not None and row.get(validation) is not None]
+    if not both:
+        return
+    last = max(row["epoch"] for row in both)
+    ends = [sum(row[column] for row in both if row["epoch"] == last) for column in (training, validation)]
+    low, high = (end / sum(row["epoch"] == last for row in both) for end in ends)
+    arrow = {"arrowstyle": "<->", "color": GREY, "linewidth": 1.5, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", (last, high), (last, low), annotation_clip=False, arrowprops=arrow)
+    ax.annotate(f"gap\n{high - low:.3g} nats", (last, (low + high) / 2), (7, 0), textcoords="offset points", ha="left",
+                va="center", fontsize=11, color=GREY, annotation_clip=False)  # fmt: skip

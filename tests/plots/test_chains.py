@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bayesnn import plots
-from bayesnn.diagnostics import rhat
+from bayesnn.diagnostics import mcse_mean, rhat
 from tests.plots.pictures import draw
 
 
@@ -25,13 +25,15 @@ def test_traces_of_one_chain_say_so_without_a_warning(recwarn):
         plots.traces(np.zeros((2, 5, 1)), ["a", "b"])
 
 
-def test_rhat_histogram_counts_everything():
-    values = np.r_[np.linspace(1.0, 1.2, 90), np.full(10, np.inf), np.nan]
-    ax = plots.rhat_histogram(values, threshold=1.1)
-    draw(ax)
-    assert ax.get_title() == "55.0 % of 100 above 1.1, 1 nan"
-    counts = ax.patches[0].get_data().values
-    assert counts.sum() == 100
-    assert counts[-1] == 10
-    with pytest.raises(ValueError, match="at least two chains"):
-        plots.rhat_histogram(np.array([np.nan]))
+def test_running_means_end_at_the_chains_means():
+    values = np.random.default_rng(0).normal(size=(3, 40, 2))
+    panels = plots.running_mean(values, ["bias", "scale"])
+    draw(panels)
+    ends = [line.get_ydata()[-1] for line in panels[1].get_lines()]
+    np.testing.assert_allclose(ends, values[:, :, 1].mean(1))
+    assert panels[1].get_lines()[0].get_ydata()[9] == pytest.approx(values[0, :10, 1].mean())
+    band = panels[0].patches[0].get_extents().transformed(panels[0].transData.inverted())
+    centre, error = values[..., 0].mean(), mcse_mean(values)[0]
+    assert (band.y0, band.y1) == pytest.approx((centre - 2 * error, centre + 2 * error))
+    with pytest.raises(ValueError, match="4 draws to a chain or more; got 3"):
+        plots.running_mean(values[:, :3])
