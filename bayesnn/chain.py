@@ -31,6 +31,7 @@ class Chain:
     ----------
     numbers : of the chain, or of the chains that the Run holds (:mod:`bayesnn.together`).
     keeps : the draws of each.
+    statistics : of each, a row to each of its draws as they were made.
     diverged : which of them have, and ``diverged_at`` the step.
     """
 
@@ -47,6 +48,7 @@ class Chain:
         self.numbers, self.state, self.plan, self.task, self.bar = numbers, run, plan, task, bar
         self.patience = early_stopping
         self.keeps = keeps
+        self.statistics: list[list[dict[str, float]]] = [[] for _ in numbers]
         self.diverged: list[int] = []
         self.history: list[dict[str, Any]] = []
         self.diverged_at: int | None = None
@@ -129,7 +131,9 @@ class Chain:
         return value
 
     def _keep(self, states: Sequence[State]) -> None:
-        self.keeps[0].extend(states)
+        if states:
+            self.keeps[0].extend(states)
+            self.statistics[0] += [self.state.statistics()] * len(states)
 
     def _drop_broken(self) -> None:
         for kept in self.keeps:

@@ -173,8 +173,8 @@ def fit(
         "method": method.config(), "seed": seed, "epochs": plan.epochs, "batch_size": plan.batch_size,
         "precision": precision, "steps": plan.steps,
         "round": init.info.get("round", 0) + 1 if isinstance(init, Posterior) else 0,
-        "gradient_evaluations": [], "minibatch_noise": [], "seconds": [], "diverged": [], "interrupted": False,
-        "error": None,
+        "gradient_evaluations": [], "minibatch_noise": [], "sample_stats": [], "seconds": [], "diverged": [],
+        "interrupted": False, "error": None,
     }  # fmt: skip
     train = (task.x, task.y) if task.x is not None and task.y is not None else None
     posterior = Posterior(model, sources, task.num_data, task.target, history, info, train)
@@ -218,6 +218,10 @@ def fit(
                 warnings.warn(_stopped(error, worker, len(sources)), stacklevel=2)
             sources.extend(source for source in found if source is not None)
             if worker is not None:
+                whole = [rows for rows, source in zip(worker.statistics, found, strict=True) if source is not None]
+                info["sample_stats"] += [
+                    {name: [row[name] for row in rows] for name in (rows[0] if rows else {})} for rows in whole
+                ]
                 history.extend(sorted(worker.history, key=lambda row: row["chain"]))
                 seconds = (time.perf_counter() - began) / len(numbers)
                 for _ in numbers:

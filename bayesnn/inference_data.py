@@ -11,7 +11,7 @@ import torch
 from bayesnn.data.dataset import as_inputs
 from bayesnn.posterior import Posterior
 from bayesnn.rng import generator, isolated
-from bayesnn.source import Draws
+from bayesnn.source import Draws, evenly_spaced
 
 if TYPE_CHECKING:
     from bayesnn.model import State
@@ -41,6 +41,10 @@ def to_arviz(posterior: Posterior, data: tuple[Any, Any] | None, weights: bool, 
         "observed_data": {"y": predictive._targets(y).cpu().numpy()},  # shaped as the replicates are
         "constant_data": {"x": as_inputs(x).cpu().numpy()},
     }
+    groups["sample_stats"] |= {
+        "potential_energy": -groups["sample_stats"]["lp"],
+        **_recorded(posterior, counts, shortest),
+    }
     prior = Draws.stack(list(posterior.model.prior_states(shortest, seed=0)))
     before = Posterior(posterior.model, [prior], 0, posterior.target).predict(x)
     groups["prior_predictive"] = {"y": _replicates(before)[None].cpu().numpy()}
@@ -51,6 +55,25 @@ def to_arviz(posterior: Posterior, data: tuple[Any, Any] | None, weights: bool, 
             values = torch.stack([torch.stack([state[name] for state in chain]) for chain in kept])
             groups["posterior"][name] = values.cpu().numpy()
     return _from_groups(groups)
+
+
+def _recorded(posterior: Posterior, counts: list[int], shortest: int) -> dict[str, np.ndarray[Any, Any]]:
+    """What the samplers wrote down with each draw, (chain, draw); nothing where a chain has another number of rows."""
+    chains = posterior.sample_stats
+    if len(chains) != len(counts) or any(not rows for rows in chains):
+        return {}
+    names = [name for name in chains[0] if all(name in rows for rows in chains)]
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    for name in names:
+        values = []
+        for rows, count, stored in zip(chains, counts, posterior.num_draws, strict=True):
+            # Broken draws, of which the last ones are left out, have a row all the same.
+            if stored is None or len(rows[name]) < stored:
+                return {}
+            chosen = np.asarray(rows[name])[evenly_spaced(count, stored)]
+            values.append(chosen[len(chosen) - shortest :])
+        found[name] = np.stack(values)
+    return found
 
 
 def _rows(posterior: Posterior, data: tuple[Any, Any] | None) -> tuple[Any, Any]:

@@ -64,6 +64,17 @@ class Posterior:
         """Stored draws of each chain; None where the chain ends in a distribution."""
         return [source.num_draws for source in self.sources]
 
+    @property
+    def sample_stats(self) -> list[dict[str, list[float]]]:
+        """What the sampler wrote down with each draw, by chain and name; {} where the method has no such numbers.
+
+        Of minibatch samplers ``lr``, ``temperature``, ``gradient_norm`` (of U = -log p(w, D), estimated on a minibatch)
+        and, with momenta, ``kinetic_temperature``; of full-batch ones ``step_size``, ``temperature``, and of HMC and
+        NUTS ``acceptance_rate``.
+        """
+        recorded: list[dict[str, list[float]]] = self.info.get("sample_stats", [])
+        return recorded
+
     def __repr__(self) -> str:
         method = self.info.get("method", {}).get("kind", "given")
         counts = self.num_draws
@@ -214,6 +225,8 @@ class Posterior:
 
     def to_arviz(self, data: tuple[Any, Any] | None = None, weights: bool = True, draws: int | None = None) -> Any:
         """An ArviZ data set: posterior, sample_stats, log_likelihood, posterior_predictive, observed_data.
+
+        sample_stats: ``lp`` (log p(w, D)), ``potential_energy`` (its negative) and what :attr:`sample_stats` has.
 
         And before any data, as many draws as a chain has: prior, prior_predictive; and the inputs: constant_data.
 

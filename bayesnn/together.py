@@ -138,6 +138,11 @@ class ChainsTogether(Chain):
         for state in states:
             for kept, own in zip(self.keeps, split(state), strict=True):
                 kept.extend([own])
+        if states:
+            # A norm of all chains' gradients is none of one chain's.
+            row = {name: value for name, value in self.state.statistics().items() if name != "gradient_norm"}
+            for rows in self.statistics:
+                rows += [row] * len(states)
 
     def _record(self, epoch: int, loss: float, seconds: float) -> None:
         """A row for each chain, with its share of the seconds; what the Run measures is of all together."""

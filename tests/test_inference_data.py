@@ -205,3 +205,49 @@ def test_after_load_the_data_must_be_given(tmp_path):
     np.testing.assert_array_equal(
         again.to_arviz((X, Y)).sample_stats["lp"], posterior.to_arviz((X, Y)).sample_stats["lp"]
     )
+
+
+def test_sample_stats_are_those_of_the_draws_beside_them():
+    data = fitted(method=bnn.SGHMC(lr=0.01, burn_in=0.2, draws=8)).to_arviz()
+    stats = data.sample_stats
+    assert set(stats.data_vars) == {
+        "lp", "potential_energy", "lr", "temperature", "kinetic_temperature", "gradient_norm"
+    }  # fmt: skip
+    assert all(variable.shape == (3, 8) for variable in stats.data_vars.values())
+    np.testing.assert_allclose(stats["potential_energy"], -stats["lp"])
+    assert float(stats["lr"].max()) == float(stats["lr"].min()) == 0.01
+    assert float(stats["temperature"].min()) == 1.0
+
+
+def test_the_gradient_norm_is_that_of_the_potential_on_full_batches():
+    posterior = fitted(method=bnn.SGLD(lr=1e-9, burn_in=0.0, draws=4), chains=1)
+    model = posterior.model.copy()
+    x, y = posterior.train
+    for state, norm in zip(posterior.states()[0], posterior.sample_stats[0]["gradient_norm"], strict=True):
+        model.load_state(state)
+        model.zero_grad()
+        (-model.log_joint(x, y)).backward()
+        expected = sum(float(p.grad.square().sum()) for p in model.bayesian_parameters().values()) ** 0.5
+        assert norm == pytest.approx(expected, rel=0.02)  # a step of 1e-9 apart, and minibatches are all rows
+
+
+def test_the_acceptance_rates_of_hmc_have_the_mean_that_the_history_has(tmp_path):
+    posterior = fitted(method=bnn.HMC(draws=10))
+    stats = posterior.to_arviz(draws=5).sample_stats
+    assert stats["acceptance_rate"].shape == (3, 5)
+    for chain, rows in enumerate(posterior.sample_stats):
+        last = [row for row in posterior.history if row["chain"] == chain][-1]
+        assert len(rows["acceptance_rate"]) == 10
+        assert np.mean(rows["acceptance_rate"]) == pytest.approx(last["accept"])
+        assert rows["acceptance_rate"][1::2] == pytest.approx(list(stats["acceptance_rate"][chain].values))
+    posterior.save(tmp_path / "run")
+    again = bnn.Posterior.load(tmp_path / "run", posterior.model.net)
+    assert again.sample_stats == posterior.sample_stats
+
+
+def test_sample_stats_of_chains_as_one_have_no_gradient_norm():
+    data = Data(X, Y)
+    model = bnn.BayesianModel(torch.nn.Linear(1, 1), likelihood=bnn.likelihoods.Normal())
+    given = bnn.fit(model, data, bnn.SGHMC(draws=6), epochs=20, chains=3, vectorize=True, progress=False)
+    assert [set(rows) for rows in given.sample_stats] == [{"lr", "temperature", "kinetic_temperature"}] * 3
+    assert given.to_arviz().sample_stats["lr"].shape == (3, 6)

@@ -205,6 +205,10 @@ class Run(ABC):
         """Draws to keep after this step; [] while there is nothing to keep."""
         return []
 
+    def statistics(self) -> dict[str, float]:
+        """Numbers that belong to the draws which :meth:`draw` has just given: see ``Posterior.sample_stats``."""
+        return {}
+
     def end_epoch(self) -> dict[str, float]:
         """Metrics of the epoch that cost too much for every step, for the history."""
         return {}

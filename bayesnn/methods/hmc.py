@@ -171,6 +171,7 @@ class _HamiltonianRun(Run):
         self._kept = method.kept_steps(plan.steps)
         self._unkept = method.unkept_steps(plan.steps)
         self._step = 0
+        self._accepted = math.nan  # probability, of the last transition
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         self._potential.on(x, y)
@@ -179,13 +180,23 @@ class _HamiltonianRun(Run):
         if not math.isfinite(self._present_energy()):  # at the start: no proposal is ever compared with it
             return self._potential.mean_nll(math.nan)
         self._method.begin_transition(self._kernel)
-        self._z = self._kernel.sample(self._z)
+        self._z = self._transition(self._z)
         self._step += 1
         if self._step > self._unkept:
             self._leave_start(self._z)
         self._potential.vector.copy_(self._z["w"])  # the last point of the trajectory is seldom the one that is taken
         self.gradient_evaluations = self._potential.evaluations
         return self._potential.mean_nll(self._present_energy())
+
+    def _transition(self, z: dict[str, Tensor]) -> dict[str, Tensor]:
+        kernel = self._kernel
+        mean = kernel._mean_accept_prob
+        z = kernel.sample(z)
+        # Pyro keeps the mean over the transitions of the warm-up, or since it: the last one's is what it moved by.
+        since = kernel._t - (kernel._warmup_steps or 0)
+        count = since if since > 0 else kernel._t
+        self._accepted = mean + count * (kernel._mean_accept_prob - mean)
+        return z
 
     def _present_energy(self) -> float:
         energy = self._kernel._potential_energy_last
@@ -202,7 +213,7 @@ class _HamiltonianRun(Run):
             tries -= 1
             self._kernel._adapter.step_size /= 2
             self._kernel._divergences.clear()  # they were the warm-up's
-            self._z = z = self._kernel.sample(z)
+            self._z = z = self._transition(z)
         self._start = None
 
     def _set_up(self) -> dict[str, Tensor]:
@@ -221,6 +232,11 @@ class _HamiltonianRun(Run):
 
     def snapshot(self) -> list[State]:
         return [self.model.state()]
+
+    def statistics(self) -> dict[str, float]:
+        """Step size, temperature, and the acceptance probability of the transition, or its mean over a trajectory."""
+        row = {"step_size": self._kernel.step_size, "temperature": self._method.temperature}
+        return {**row, "acceptance_rate": self._accepted}
 
     def end_epoch(self) -> dict[str, float]:
         """Mean acceptance probability (of the warm-up, or since it), step size, divergences since the warm-up."""

@@ -280,6 +280,10 @@ class _MCLMCRun(Run):
     def snapshot(self) -> list[State]:
         return [self.model.state()]
 
+    def statistics(self) -> dict[str, float]:
+        """Step size, in units of the scaled weights, and temperature."""
+        return {"step_size": self._size.eps, "temperature": self._method.temperature}
+
     def end_epoch(self) -> dict[str, float]:
         """Step size and L, in units of the scaled weights, and the mean square per weight of the energy errors."""
         row = {"step_size": self._size.eps, "L": self._L} if self._u is not None else {}

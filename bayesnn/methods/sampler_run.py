@@ -214,6 +214,18 @@ class SamplerRun(Run):
     def draw(self) -> list[State]:
         return self.snapshot() if self._step in self._kept else []
 
+    def statistics(self) -> dict[str, float]:
+        """The step and its temperature, the norm of the gradient of U that the minibatch gave, kinetic temperature."""
+        group = next(group for group in self._sampler.param_groups if not group.get("deterministic"))
+        norm = sum(
+            float((p.grad + group["weight_decay"] * p.detach()).square().sum())
+            for group in self._sampler.param_groups
+            for p in group["params"]
+            if p.grad is not None and not group.get("deterministic")
+        )
+        row = {"lr": group["lr"], "temperature": group["temperature"], **self.end_epoch()}
+        return {**row, "gradient_norm": self.plan.num_data * norm**0.5}
+
     def end_epoch(self) -> dict[str, float]:
         measure = getattr(self._sampler, "kinetic_temperature", None)
         return {"kinetic_temperature": measure()} if measure is not None and self._step > self._warm_steps else {}
