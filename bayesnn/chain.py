@@ -158,7 +158,7 @@ class Chain:
             except ValueError as error:
                 raise ValueError(f"In minibatch {self.steps + 1}: {error}") from error
             self._shapes.add(x.shape[1:])
-        x, y = model.place(x, model.likelihood.check_targets(y, self.task.num_outputs))
+        x, y = model.place(x, model.likelihood.targets_for(y, self.task.out_shape))
         return x, y
 
     def _record(self, epoch: int, loss: float, seconds: float) -> None:

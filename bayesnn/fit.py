@@ -171,7 +171,7 @@ def fit(
     history: list[dict[str, Any]] = []
     info: dict[str, Any] = {
         "method": method.config(), "seed": seed, "epochs": plan.epochs, "batch_size": plan.batch_size,
-        "precision": precision, "steps": plan.steps,
+        "precision": precision, "steps": plan.steps, "out_shape": list(plan.out_shape),
         "round": init.info.get("round", 0) + 1 if isinstance(init, Posterior) else 0,
         "gradient_evaluations": [], "minibatch_noise": [], "sample_stats": [], "seconds": [], "diverged": [],
         "interrupted": False, "error": None,
@@ -342,7 +342,8 @@ def _plan(
     if epochs is None:
         epochs = max(1, round(method.default_steps / steps))
     epochs = at_least("epochs", epochs, 1)
-    return Plan(task.num_data, size, epochs, steps, chains, task.random_net, fresh, independent=order == "iid")
+    about: dict[str, Any] = {"independent": order == "iid", "out_shape": task.out_shape}
+    return Plan(task.num_data, size, epochs, steps, chains, task.random_net, fresh, **about)
 
 
 def _warn_if_alike(model: BayesianModel, seed: int) -> None:

@@ -234,7 +234,7 @@ class BayesianModel(nn.Module):
 
     def _checked(self, y: Tensor, outputs: Tensor) -> Tensor:
         """Targets in the form that the likelihood takes with these outputs, or a ValueError."""
-        y = self.likelihood.check_targets(y, 1 if outputs.dim() == 1 else outputs.shape[1])
+        y = self.likelihood.targets_for(y, outputs.shape[1:])
         if len(y) != len(outputs):
             raise ValueError(f"Expected targets for {len(outputs)} inputs, got {len(y)}: give each its target.")
         return y

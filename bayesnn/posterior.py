@@ -269,7 +269,10 @@ class Posterior:
         try:
             with isolated(generator(0)):
                 outputs = self.model.net(rows)
-            fault = None if outputs.dim() in (1, 2) and len(outputs) == len(rows) else f"outputs {tuple(outputs.shape)}"
+            fits = outputs.dim() > 0 and len(outputs) == len(rows)
+            if "out_shape" in self.info:  # an axis too many passes through a linear layer
+                fits = fits and outputs.dim() == 1 + len(self.info["out_shape"])
+            fault = None if fits else f"outputs {tuple(outputs.shape)}"
         except Exception as error:  # a net is the user's own code, and may raise anything
             fault = first_line(error)
         if fault is not None:

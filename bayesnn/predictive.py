@@ -133,17 +133,18 @@ class Predictive:
         return torch.cat(list(self._log_likelihoods(y)), dim=1)
 
     def scores(self) -> dict[str, Tensor]:
-        """Scores that grow with doubt, each (batch,): see :func:`bayesnn.metrics.uncertainty_scores`. For classes."""
+        """Scores of classes that grow with doubt, each (batch, ...): :func:`bayesnn.metrics.uncertainty_scores`."""
         if self._model.likelihood.kind != "classes":
             raise ValueError("Expected classes for .scores(), got a real target: use .epistemic or .std.")
         parts = []
         for _, params in self._blocks():
             logits = params["logits"]
-            if logits.dim() == 2:  # of class 1; that of class 0 is zero
+            if isinstance(self._model.likelihood, Bernoulli):  # of class 1; that of class 0 is zero
+                if logits.dim() > 2:
+                    raise ValueError(f"Expected one label for .scores(), got {logits.shape[2]}: take them one by one.")
                 logits = torch.stack([torch.zeros_like(logits), logits], dim=2)
-            elif isinstance(self._model.likelihood, Bernoulli):
-                raise ValueError(f"Expected one label for .scores(), got {logits.shape[2]}: take them one by one.")
-            parts.append(uncertainty_scores(logits))
+            found = uncertainty_scores(logits.flatten(1, -2))
+            parts.append({name: score.view(logits.shape[1:-1]) for name, score in found.items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def pit(self, y: Any) -> Tensor:
@@ -276,7 +277,7 @@ class Predictive:
         dtype = reference.dtype if self._target is None else torch.float64
         targets = targets.to(reference.device, dtype if targets.is_floating_point() else None)
         outputs = self._first_outputs()
-        targets = self._model.likelihood.check_targets(targets, 1 if outputs.dim() == 1 else outputs.shape[1])
+        targets = self._model.likelihood.targets_for(targets, outputs.shape[1:])
         return targets.to(dtype) if targets.is_floating_point() else targets
 
     @torch.no_grad()

@@ -31,7 +31,7 @@ class Task:
     validation : Data, y in its own units, or None.
     target : affine map of the standardised targets, or None.
     num_data : N, rows of the training part.
-    num_outputs : outputs of the net for one input.
+    out_shape : shape of the net's outputs for one input, () for a number.
     random_net : whether the net in train mode draws random numbers of its own.
     batch_rows : rows of a loader's first minibatch; None in memory.
     row_shape : shape of one input, in a loader that of its first minibatch.
@@ -43,7 +43,7 @@ class Task:
     validation: bd.Data | None
     target: bd.Standardize | None
     num_data: int
-    num_outputs: int
+    out_shape: tuple[int, ...]
     random_net: bool
     device: torch.device
     batch_rows: int | None = None
@@ -154,16 +154,15 @@ def _placed(data: bd.Data, model: BayesianModel, device: torch.device | None = N
     return bd.Data(x, y, data.name, data.classes, data.inputs, data.target)
 
 
-def _check(model: BayesianModel, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
-    """Run two rows through a copy of the net, and hold the targets against its outputs: (targets, outputs)."""
-    outputs = try_net(model, x[:2])
-    width = 1 if outputs.dim() == 1 else int(outputs.shape[1])
-    (targets,) = model.place(model.likelihood.check_targets(y, width), device=y.device)
-    return targets, width
+def _check(model: BayesianModel, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """Run two rows through a copy of the net, and hold the targets against its outputs: (targets, outputs' shape)."""
+    row = tuple(try_net(model, x[:2]).shape[1:])
+    (targets,) = model.place(model.likelihood.targets_for(y, row), device=y.device)
+    return targets, row
 
 
 def try_net(model: BayesianModel, rows: Tensor) -> Tensor:
-    """The outputs of a copy of the net for ``rows``; ValueError where it does not take them, or gives no matrix."""
+    """The outputs of a copy of the net for ``rows``; ValueError where it does not take them, or gives no rows."""
     probe = model.copy().eval()
     (rows,) = model.place(rows)
     with torch.no_grad(), isolated(generator(0)):
@@ -175,11 +174,11 @@ def try_net(model: BayesianModel, rows: Tensor) -> Tensor:
                 f"Expected a net that takes inputs of shape (batch, {', '.join(map(str, rows.shape[1:]))}) and "
                 f"{rows.dtype}, got from the net (its weights are {dtype}): {first_line(error)}"
             ) from error
-    if not isinstance(outputs, Tensor) or outputs.dim() not in (1, 2) or len(outputs) != len(rows):
+    if not isinstance(outputs, Tensor) or outputs.dim() == 0 or len(outputs) != len(rows):
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
-            f"Expected a net with outputs of shape (batch, outputs) = ({len(rows)}, ...), got {got}: "
-            "flatten its outputs."
+            f"Expected a net with outputs of shape (batch, outputs) = ({len(rows)}, ...), or (batch, outputs, height, "
+            f"width), got {got}: change what it returns."
         )
     return outputs
 

@@ -227,11 +227,11 @@ MISTAKES = {
     ),
     "outputs with three axes": (
         lambda: fit(model_of(nn.Sequential(nn.Linear(2, 4), nn.Unflatten(1, (2, 2))))),
-        r"\(2, 2, 2\): flatten its outputs",
+        r"Expected targets of shape \(batch, 2, 2\) for a net whose outputs give 2 targets a pixel under Normal, got",
     ),
     "outputs in a tuple": (
         lambda: fit(model_of(nn.RNN(2, 1))),
-        "Expected a net with outputs of shape .*got tuple: flatten",
+        "Expected a net with outputs of shape .*got tuple: change what it returns",
     ),
     "posterior of another net": (
         lambda: fit(init=fit(model_of(nn.Linear(2, 1, bias=False)))),

@@ -2,14 +2,16 @@
 
 Shapes: a net gives ``(batch, outputs)``. A net with one output gives scalar targets, and then both ``(batch,)`` and
 ``(batch, 1)`` are taken for targets and outputs, and ``(batch,)`` is given back: nothing is ever broadcast to
-``(batch, batch)``. Parameters of the distribution may carry draws in front, ``(draw, batch, ...)``.
+``(batch, batch)``. A net for images gives ``(batch, outputs, height, width)``, or other axes after the outputs: each
+pixel has its own distribution, and given the net they are independent. Parameters of the distribution may carry draws
+in front, ``(draw, batch, ...)``.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -45,8 +47,16 @@ class Likelihood(nn.Module, ABC):
         """The distribution of single target elements (event shape ``()``), for parameters with any leading axes."""
 
     @abstractmethod
-    def check_targets(self, y: Tensor, num_outputs: int) -> Tensor:
-        """``y`` in the form that ``log_prob`` takes, or a ValueError: expected, got, what to do."""
+    def check_targets(self, y: Tensor, num_outputs: int, pixels: Sequence[int] = ()) -> Tensor:
+        """``y`` in the form that ``log_prob`` takes, or a ValueError: expected, got, what to do.
+
+        ``num_outputs`` and ``pixels`` are the net's: its outputs are (batch, num_outputs, *pixels).
+        """
+
+    def targets_for(self, y: Tensor, row: Sequence[int]) -> Tensor:
+        """:meth:`check_targets` for a net whose outputs for one input have the shape ``row``, or () for a number."""
+        width, *pixels = row or (1,)
+        return self.check_targets(y, width, tuple(pixels)) if pixels else self.check_targets(y, width)
 
     def target_shape(self, outputs: Tensor) -> torch.Size:
         """Shape of the targets that ``log_prob`` takes with these outputs of the net."""
@@ -112,13 +122,13 @@ def _plain(value: Any) -> Any:
 
 
 def scalar_outputs(outputs: Tensor) -> Tensor:
-    """(..., batch, 1) -> (..., batch): a net with one output has scalar targets."""
-    return outputs.squeeze(-1) if outputs.dim() > 1 and outputs.shape[-1] == 1 else outputs
+    """(batch, 1) -> (batch,): a net with one output has scalar targets."""
+    return outputs.squeeze(-1) if outputs.dim() == 2 and outputs.shape[-1] == 1 else outputs
 
 
 def scalar_shape(shape: torch.Size) -> torch.Size:
     """The shape that :func:`scalar_outputs` gives."""
-    return shape[:-1] if len(shape) > 1 and shape[-1] == 1 else shape
+    return torch.Size(shape[:-1]) if len(shape) == 2 and shape[-1] == 1 else shape
 
 
 def sum_events(log_prob: Tensor) -> Tensor:
@@ -126,24 +136,31 @@ def sum_events(log_prob: Tensor) -> Tensor:
     return log_prob if log_prob.dim() == 1 else log_prob.flatten(1).sum(1)
 
 
-def shaped_targets(name: str, y: Tensor, num_targets: int) -> Tensor:
-    """Targets (batch,) or (batch, num_targets), with (batch, 1) as (batch,); else a ValueError."""
-    if y.dim() == 2 and y.shape[1] == 1:
+def shaped_targets(name: str, y: Tensor, num_targets: int, pixels: Sequence[int] = ()) -> Tensor:
+    """Targets (batch,) or (batch, num_targets), with (batch, 1) as (batch,); else a ValueError.
+
+    Of images (batch, num_targets, *pixels), for one target a pixel (batch, *pixels) as well.
+    """
+    if not pixels and y.dim() == 2 and y.shape[1] == 1:
         y = y.squeeze(1)
-    got = 1 if y.dim() == 1 else y.shape[1] if y.dim() == 2 else None
-    if got != num_targets:
+    if pixels and num_targets == 1 and y.shape[1:] == torch.Size(pixels):
+        y = y.unsqueeze(1)
+    scalar = y.dim() == 1 and num_targets == 1 and not pixels
+    if not scalar and y.shape[1:] != torch.Size((num_targets, *pixels)):
+        wanted = ", ".join(map(str, ("batch", num_targets, *pixels)))
         raise ValueError(
-            f"Expected targets of shape (batch, {num_targets}) for a net whose outputs give {num_targets} targets "
-            f"under {name}, got {tuple(y.shape)}: change the net's num_outputs or the targets."
+            f"Expected targets of shape ({wanted}) for a net whose outputs give {num_targets} targets "
+            f"{'a pixel ' if pixels else ''}under {name}, got {tuple(y.shape)}: change the net's num_outputs or the "
+            "targets."
         )
     return y
 
 
-def real_targets(name: str, y: Tensor, num_targets: int) -> Tensor:
+def real_targets(name: str, y: Tensor, num_targets: int, pixels: Sequence[int] = ()) -> Tensor:
     """:func:`shaped_targets` that are floating and finite."""
     if not y.is_floating_point():
         raise ValueError(f"Expected floating-point targets for {name}, got {y.dtype}: use y.float().")
-    return shaped_targets(name, y, num_targets)
+    return shaped_targets(name, y, num_targets, pixels)
 
 
 def from_config(config: Mapping[str, Any]) -> Likelihood:

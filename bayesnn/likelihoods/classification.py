@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bayesnn.likelihoods.base import Likelihood, Params, scalar_outputs, shaped_targets
+from bayesnn.likelihoods.base import Likelihood, Params, scalar_outputs, shaped_targets, sum_events
 
 
 def mixture_uncertainty(log_probs: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,28 +29,33 @@ def mixture_uncertainty(log_probs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Categorical(Likelihood):
-    """y ~ Categorical(softmax(outputs)); outputs (batch, class) are logits, y (batch,) integers in [0, class)."""
+    """y ~ Categorical(softmax(outputs)); outputs (batch, class) are logits, y (batch,) integers in [0, class).
+
+    Of images, outputs (batch, class, height, width) and y (batch, height, width): a class for each pixel, segmentation.
+    Class probabilities then have the class last, (batch, height, width, class).
+    """
 
     kind: ClassVar[str] = "classes"
 
     def params(self, outputs: Tensor) -> Params:
-        return {"logits": outputs}
+        return {"logits": outputs.movedim(1, -1) if outputs.dim() > 2 else outputs}
 
     def distribution(self, params: Params) -> Any:
         return dist.Categorical(logits=params["logits"], validate_args=False)
 
     def target_shape(self, outputs: Tensor) -> torch.Size:
-        return outputs.shape[:-1]
+        return torch.Size((*outputs.shape[:1], *outputs.shape[2:]))
 
     def log_prob(self, outputs: Tensor, y: Tensor) -> Tensor:
-        return -F.cross_entropy(outputs, y, reduction="none")
+        return sum_events(-F.cross_entropy(outputs, y, reduction="none"))
 
-    def check_targets(self, y: Tensor, num_outputs: int) -> Tensor:
+    def check_targets(self, y: Tensor, num_outputs: int, pixels: Sequence[int] = ()) -> Tensor:
         if y.is_floating_point() or y.is_complex():
             raise ValueError(f"Expected integer class targets for Categorical, got {y.dtype}: use y.long().")
         if num_outputs < 2:
             raise ValueError(f"Expected a net with one output a class (>= 2), got {num_outputs}: or use Bernoulli().")
-        y = shaped_targets("Categorical", y, 1).long()
+        y = shaped_targets("Categorical", y, 1, pixels).long()
+        y = y.squeeze(1) if pixels else y
         if len(y) and (int(y.min()) < 0 or int(y.max()) >= num_outputs):
             raise ValueError(
                 f"Expected class targets in [0, {num_outputs}), the net's number of outputs, got "
@@ -65,7 +71,7 @@ class Categorical(Likelihood):
 
 
 class Bernoulli(Likelihood):
-    """y ~ Bernoulli(sigmoid(outputs)), each label on its own; y (batch,) or (batch, label) of 0 and 1."""
+    """y ~ Bernoulli(sigmoid(outputs)), each label on its own; y (batch,), (batch, label, ...) of 0 and 1."""
 
     kind: ClassVar[str] = "classes"
 
@@ -79,8 +85,8 @@ class Bernoulli(Likelihood):
         logits = params["logits"]  # whose precision decides: torch's Bernoulli would take that of the targets
         return -F.binary_cross_entropy_with_logits(logits, y.to(logits).expand_as(logits), reduction="none")
 
-    def check_targets(self, y: Tensor, num_outputs: int) -> Tensor:
-        y = shaped_targets("Bernoulli", y, num_outputs)
+    def check_targets(self, y: Tensor, num_outputs: int, pixels: Sequence[int] = ()) -> Tensor:
+        y = shaped_targets("Bernoulli", y, num_outputs, pixels)
         y = y if y.is_floating_point() else y.to(torch.get_default_dtype())
         if not ((y == 0) | (y == 1)).all():
             raise ValueError(f"Expected targets 0 or 1 for Bernoulli, got {y.min():g} to {y.max():g}: recode them.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -58,8 +59,8 @@ class _Noisy(Likelihood):
         scale = self.fixed_scale.to(loc) if self._options["scale"] is not None else self.log_scale.exp()
         return {"loc": loc, "scale": scale.expand_as(loc)}
 
-    def check_targets(self, y: Tensor, num_outputs: int) -> Tensor:
-        return real_targets(type(self).__name__, y, num_outputs)
+    def check_targets(self, y: Tensor, num_outputs: int, pixels: Sequence[int] = ()) -> Tensor:
+        return real_targets(type(self).__name__, y, num_outputs, pixels)
 
 
 class Normal(_Noisy):
@@ -159,8 +160,8 @@ class LogNormal(_Noisy):
     def median(self, params: Params) -> Tensor:
         return params["loc"].exp()
 
-    def check_targets(self, y: Tensor, num_outputs: int) -> Tensor:
-        y = super().check_targets(y, num_outputs)
+    def check_targets(self, y: Tensor, num_outputs: int, pixels: Sequence[int] = ()) -> Tensor:
+        y = super().check_targets(y, num_outputs, pixels)
         if not (y > 0).all():
             raise ValueError(
                 f"Expected targets > 0 for LogNormal, got a smallest of {y.min():g}: shift or use Normal()."
@@ -181,23 +182,23 @@ class HeteroscedasticNormal(Likelihood):
         self.floor = positive("floor", floor)
 
     def params(self, outputs: Tensor) -> Params:
-        loc, raw = outputs.chunk(2, dim=-1)
+        loc, raw = outputs.chunk(2, dim=1)
         return {"loc": scalar_outputs(loc), "scale": F.softplus(scalar_outputs(raw)) + self.floor}
 
     def distribution(self, params: Params) -> Any:
         return dist.Normal(params["loc"], params["scale"], validate_args=False)
 
     def target_shape(self, outputs: Tensor) -> torch.Size:
-        *rows, num_outputs = outputs.shape
-        return scalar_shape(torch.Size((*rows, num_outputs // 2)))
+        rows, num_outputs, *pixels = outputs.shape
+        return scalar_shape(torch.Size((rows, num_outputs // 2, *pixels)))
 
-    def check_targets(self, y: Tensor, num_outputs: int) -> Tensor:
+    def check_targets(self, y: Tensor, num_outputs: int, pixels: Sequence[int] = ()) -> Tensor:
         if num_outputs % 2:
             raise ValueError(
                 f"Expected a net with 2 outputs a target (loc and scale) for HeteroscedasticNormal, got {num_outputs}: "
                 "double num_outputs."
             )
-        return real_targets("HeteroscedasticNormal", y, num_outputs // 2)
+        return real_targets("HeteroscedasticNormal", y, num_outputs // 2, pixels)
 
 
 class Poisson(Likelihood):
@@ -225,8 +226,8 @@ class Poisson(Likelihood):
         rate = params["log_rate"].exp()
         return torch.where(y < 0, 0.0, torch.special.gammaincc(count.expand_as(rate), rate))
 
-    def check_targets(self, y: Tensor, num_outputs: int) -> Tensor:
-        y = shaped_targets("Poisson", y, num_outputs)
+    def check_targets(self, y: Tensor, num_outputs: int, pixels: Sequence[int] = ()) -> Tensor:
+        y = shaped_targets("Poisson", y, num_outputs, pixels)
         y = y if y.is_floating_point() else y.to(torch.get_default_dtype())
         if not ((y >= 0) & (y == y.floor())).all():
             raise ValueError(f"Expected counts 0, 1, 2, ... for Poisson, got values from {y.min():g} to {y.max():g}.")

@@ -72,6 +72,7 @@ class Plan:
     fresh : whether the chains start from fresh initial weights.
     independent : whether rows are drawn with replacement, ``order="iid"``: a batch of N rows is then not all of them.
     compile : whether the gradient is compiled.
+    out_shape : shape of the net's outputs for one input.
     """
 
     num_data: int
@@ -83,6 +84,7 @@ class Plan:
     fresh: bool = False
     independent: bool = False
     compile: bool = False
+    out_shape: tuple[int, ...] = ()
 
     @property
     def steps(self) -> int:

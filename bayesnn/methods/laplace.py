@@ -81,6 +81,11 @@ class Laplace(MAP):
     def check(self, model: BayesianModel, plan: Plan) -> None:
         refuse_dropout(plan, self)
         refuse_running_statistics(model, self)
+        if len(plan.out_shape) > 1:
+            raise ValueError(
+                f"Expected a net with outputs (batch, outputs) for Laplace, got (batch, {plan.out_shape[0]}, ...): the "
+                "curvature of images is not implemented; use MeanFieldVI or SGHMC."
+            )
         if not model.log_priors:
             raise ValueError("Expected at least one parameter with a prior for Laplace, got none: use MAP.")
         _, others = split_normal(model)

@@ -160,7 +160,7 @@ class _SWAGRun(MAPRun):
     def _checked(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             outputs = self.model.net(x[:1])
-        return x, self.model.likelihood.check_targets(y, 1 if outputs.dim() == 1 else outputs.shape[1])
+        return x, self.model.likelihood.targets_for(y, outputs.shape[1:])
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         if self._step < self._warm_steps:

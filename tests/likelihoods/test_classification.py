@@ -22,7 +22,7 @@ def test_categorical_log_prob_is_the_log_softmax():
     outputs, y = logits(6, 4), torch.tensor([0, 1, 2, 3, 0, 3])
     expected = special.log_softmax(outputs.numpy(), -1)[np.arange(6), y.numpy()]
     np.testing.assert_allclose(Categorical().log_prob(outputs, y), expected, rtol=1e-12)
-    params = Categorical().params(torch.stack((outputs, outputs)))
+    params = {"logits": Categorical().params(outputs)["logits"].expand(2, 6, 4)}
     np.testing.assert_allclose(
         Categorical().elementwise_log_prob(params, y), np.stack((expected, expected)), rtol=1e-12
     )

@@ -48,7 +48,8 @@ def case(name, targets=1, draws=()):
     outputs = real(*draws, 6, targets * (2 if name == "HeteroscedasticNormal" else 1))
     y = real(6, targets, seed=1)
     y = y.exp() if name == "LogNormal" else (y.abs() * 3).floor() if name == "Poisson" else y
-    params = likelihood.params(outputs)
+    each = [likelihood.params(one) for one in (outputs if draws else [outputs])]  # of a draw at a time
+    params = {key: torch.stack([one[key] for one in each]) for key in each[0]} if draws else each[0]
     return likelihood, outputs, likelihood.check_targets(y, outputs.shape[-1]), params, as_scipy(frozen, params)
 
 
