@@ -207,24 +207,47 @@ class Predictive:
             raise ValueError(f"Expected level in (0, 1), got {level!r}: 0.9 is nine in ten.")
         return mass_before(probs) < level
 
-    def decide(self, utility: Tensor, abstain: float | None = None) -> tuple[Tensor, Tensor]:
+    def decide(
+        self,
+        utility: Tensor | Callable[[Tensor], Tensor],
+        abstain: float | None = None,
+        samples: int = 1000,
+        seed: int = 0,
+    ) -> tuple[Tensor, Tensor]:
         """The action of greatest expected utility for each input, and that utility, each (batch,).
 
-        Expected utility of action a is sum_k p(k | x, D) utility[a, k] (Bernardo & Smith 1994, section 2.5). With the
-        identity it is the most probable class.
+        Expected utility of action a is sum_k p(k | x, D) utility[a, k] (Bernardo & Smith 1994, section 2.5), with the
+        identity that of the most probable class; of real targets the mean of utility_a(y) over samples of y.
 
         Parameters
         ----------
-        utility : of each action in the case of each class, (actions, K).
+        utility : of each action in the case of each class, (actions, K); or a function from samples of the targets,
+            (samples, batch, ...) in their own units, to the utility of each action there, (actions, samples, batch).
         abstain : utility of not acting, the action -1, which is taken where no other is worth more.
+        samples, seed : of the targets, where ``utility`` is a function.
+
+        Raises
+        ------
+        ValueError : utilities of another shape; a table of them for real targets.
         """
-        probs = as_class_probs(self._class_probs("decide()")).double()
-        utility = torch.as_tensor(utility).to(probs)
-        if utility.dim() != 2 or utility.shape[1] != probs.shape[1]:
-            raise ValueError(
-                f"Expected utilities (actions, {probs.shape[1]}), a column for each class, got {tuple(utility.shape)}."
-            )
-        value, action = (probs @ utility.T).max(1)
+        if callable(utility):
+            values = torch.as_tensor(utility(self.sample(samples, seed))).double()
+            if values.dim() != 3 or values.shape[1:] != (samples, len(self)):
+                raise ValueError(
+                    f"Expected utilities (actions, {samples}, {len(self)}) of the samples' ones, got "
+                    f"{tuple(values.shape)}: stack those of the actions along the first axis."
+                )
+            expected = values.mean(1).T
+        else:
+            probs = as_class_probs(self._class_probs("decide()")).double()
+            utility = torch.as_tensor(utility).to(probs)
+            if utility.dim() != 2 or utility.shape[1] != probs.shape[1]:
+                raise ValueError(
+                    f"Expected utilities (actions, {probs.shape[1]}), a column for each class, got "
+                    f"{tuple(utility.shape)}."
+                )
+            expected = probs @ utility.T
+        value, action = expected.max(1)
         if abstain is not None:
             action = torch.where(value > abstain, action, -1)
             value = value.clamp_min(abstain)

@@ -666,6 +666,25 @@ def test_decisions_are_those_of_greatest_expected_utility():
         predictive.decide(torch.ones(3, 2))
 
 
+def test_decisions_on_real_targets_are_those_of_the_newsvendor():
+    """Of a stock b the profit is 3 min(b, y) - b: best is the 2/3 quantile of y, whose profit has a closed form."""
+    model = bnn.BayesianModel(nn.Linear(1, 1), likelihood=likelihoods.Normal(scale=0.5))
+    posterior = Posterior(model, [Draws({"net.weight": torch.ones(1, 1, 1), "net.bias": torch.zeros(1, 1)})], 10)
+    centre = np.array([0.0, 1.0, 2.0])
+    predictive = posterior.predict(torch.as_tensor(centre, dtype=torch.float32)[:, None])
+    stock = torch.linspace(-1, 4, 101)[:, None, None]
+    n = 20_000
+    action, value = predictive.decide(lambda y: 3 * torch.minimum(stock, y) - stock, samples=n)
+    b = stock.flatten()[action].numpy()
+    np.testing.assert_allclose(b, centre + 0.5 * stats.norm.ppf(2 / 3), atol=0.08)
+    z = (b - centre) / 0.5
+    lowest = centre * stats.norm.cdf(z) + b * stats.norm.sf(z) - 0.5 * stats.norm.pdf(z)
+    np.testing.assert_allclose(value, 3 * lowest - b, atol=4 * 3 * 0.5 / n**0.5)
+    assert predictive.decide(lambda y: y[None], abstain=1.5)[0].tolist() == [-1, -1, 0]
+    with pytest.raises(ValueError, match=r"Expected utilities \(actions, 1000, 3\) .* got \(1000, 3\)"):
+        predictive.decide(lambda y: y)
+
+
 @pytest.mark.parametrize(("level", "held"), [(0.5, [0]), (0.6, [0]), (0.61, [0, 1]), (0.95, [0, 1, 2])])
 def test_credible_sets_are_the_fewest_classes_that_reach_the_level(level, held):
     sets = classes_of(torch.tensor([[0.6, 0.3, 0.1]], dtype=torch.float64)).credible_set(level)
