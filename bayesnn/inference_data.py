@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +17,15 @@ from bayesnn.source import Draws, evenly_spaced
 if TYPE_CHECKING:
     from bayesnn.model import State
 
+# The first axis after chain and draw; what follows, of several targets or of images, has ArviZ's own names.
+DIMS = {"y": ["row"], "x": ["row"]}
 
-def to_arviz(posterior: Posterior, data: tuple[Any, Any] | None, weights: bool, draws: int | None) -> Any:
+
+def to_arviz(
+    posterior: Posterior, data: tuple[Any, Any] | None, weights: bool | Sequence[str], draws: int | None
+) -> Any:
     """See :meth:`bayesnn.Posterior.to_arviz`."""
+    names = _chosen(posterior, weights)
     x, y = _rows(posterior, data)
     predictive = posterior.predict(x, draws=draws)
     states = posterior.states(draws)
@@ -33,11 +40,12 @@ def to_arviz(posterior: Posterior, data: tuple[Any, Any] | None, weights: bool, 
         return torch.stack([part[len(part) - shortest :] for part in parts]).cpu().numpy()
 
     log_likelihood = predictive.log_likelihood(y)
+    log_prior = _log_prior(posterior, states)
     groups: dict[str, dict[str, Any]] = {
-        "posterior": {},
+        "posterior": {"log_prior": by_chain(log_prior)},
         "posterior_predictive": {"y": by_chain(_replicates(predictive))},
         "log_likelihood": {"y": by_chain(log_likelihood)},
-        "sample_stats": {"lp": by_chain(_log_prior(posterior, states) + log_likelihood.double().sum(1).cpu())},
+        "sample_stats": {"lp": by_chain(log_prior + log_likelihood.double().sum(1).cpu())},
         "observed_data": {"y": predictive._targets(y).cpu().numpy()},  # shaped as the replicates are
         "constant_data": {"x": as_inputs(x).cpu().numpy()},
     }
@@ -48,13 +56,27 @@ def to_arviz(posterior: Posterior, data: tuple[Any, Any] | None, weights: bool, 
     prior = Draws.stack(list(posterior.model.prior_states(shortest, seed=0)))
     before = Posterior(posterior.model, [prior], 0, posterior.target).predict(x)
     groups["prior_predictive"] = {"y": _replicates(before)[None].cpu().numpy()}
-    if weights:
-        groups["prior"] = {name: prior.stacked[name][None].cpu().numpy() for name in posterior.model.log_priors}
-        kept = [chain[len(chain) - shortest :] for chain in states]
-        for name in posterior.model.log_priors:
-            values = torch.stack([torch.stack([state[name] for state in chain]) for chain in kept])
-            groups["posterior"][name] = values.cpu().numpy()
+    of_prior = list(prior.states(None, torch.Generator()))  # stored: it draws nothing
+    groups["prior"] = {"log_prior": _log_prior(Posterior(posterior.model, [prior], 0), [of_prior])[None].numpy()}
+    kept = [chain[len(chain) - shortest :] for chain in states]
+    for name in names:
+        groups["prior"][name] = prior.stacked[name][None].cpu().numpy()
+        values = torch.stack([torch.stack([state[name] for state in chain]) for chain in kept])
+        groups["posterior"][name] = values.cpu().numpy()
     return _from_groups(groups)
+
+
+def _chosen(posterior: Posterior, weights: bool | Sequence[str]) -> list[str]:
+    """Names of what goes into the groups posterior and prior: the likelihood's own, and the chosen weights."""
+    have = list(posterior.model.log_priors)
+    if isinstance(weights, bool):
+        return [name for name in have if weights or not name.startswith("net.")]
+    wanted = {name if name in have else f"net.{name}" for name in ([weights] if isinstance(weights, str) else weights)}
+    missing = sorted(wanted - set(have))
+    if missing:
+        known = ", ".join(name.removeprefix("net.") for name in have)
+        raise ValueError(f"Expected weights of {known}, got {missing[0].removeprefix('net.')!r}: name these.")
+    return [name for name in have if name in wanted or not name.startswith("net.")]
 
 
 def _recorded(posterior: Posterior, counts: list[int], shortest: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -113,6 +135,6 @@ def _from_groups(groups: dict[str, dict[str, Any]]) -> Any:
 
     if int(az.__version__.split(".")[0]) >= 1:
         # On 0.x this call succeeds as well, and puts every group into `posterior`.
-        return az.from_dict(groups)
+        return az.from_dict(groups, dims=DIMS)
     by_name: dict[str, Any] = groups
-    return az.from_dict(**by_name)
+    return az.from_dict(**by_name, dims=DIMS)

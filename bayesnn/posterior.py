@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,7 +223,9 @@ class Posterior:
 
         return load(Path(path), net, prior, likelihood)
 
-    def to_arviz(self, data: tuple[Any, Any] | None = None, weights: bool = True, draws: int | None = None) -> Any:
+    def to_arviz(
+        self, data: tuple[Any, Any] | None = None, weights: bool | Sequence[str] = False, draws: int | None = None
+    ) -> Any:
         """An ArviZ data set: posterior, sample_stats, log_likelihood, posterior_predictive, observed_data.
 
         sample_stats: ``lp`` (log p(w, D)), ``potential_energy`` (its negative) and what :attr:`sample_stats` has.
@@ -233,7 +235,8 @@ class Posterior:
         Parameters
         ----------
         data : (x, y), y in its own units; the training part by default.
-        weights : whether the weights themselves go into the groups ``posterior`` and ``prior``.
+        weights : which go into the groups ``posterior`` and ``prior``: names as in ``net.named_parameters()``, or True
+            for all of them. There in any case are the likelihood's own parameters and ``log_prior``, log p(w).
         draws : draws a chain, as in :meth:`predict`.
         """
         from bayesnn.inference_data import to_arviz

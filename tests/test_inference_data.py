@@ -37,7 +37,7 @@ def groups_of(data):
 @pytest.mark.parametrize("method", [bnn.SGLD(draws=5), bnn.MeanFieldVI()], ids=lambda method: type(method).__name__)
 def test_groups_and_dimensions(method):
     posterior = fitted(method=method)
-    data = posterior.to_arviz(draws=5)
+    data = posterior.to_arviz(weights=True, draws=5)
     of_data = {"observed_data", "constant_data"}
     assert groups_of(data) == of_data | {
         "posterior", "sample_stats", "log_likelihood", "posterior_predictive", "prior", "prior_predictive"
@@ -46,7 +46,9 @@ def test_groups_and_dimensions(method):
     assert data.prior["net.weight"].shape == (1, 5, 1, 1)
     assert data.prior_predictive["y"].shape == (1, 5, N)
     np.testing.assert_allclose(data.constant_data["x"], X)
-    assert set(data.posterior.data_vars) == {"net.weight", "net.bias", "likelihood.log_scale"}
+    assert set(data.posterior.data_vars) == {
+        "net.weight", "net.bias", "likelihood.log_scale", "log_prior"
+    }  # fmt: skip
     assert data.posterior["net.weight"].shape == (3, 5, 1, 1)
     assert data.posterior["likelihood.log_scale"].dims == ("chain", "draw")
     for group in (data.posterior, data.posterior_predictive, data.log_likelihood):
@@ -61,7 +63,7 @@ def test_groups_and_dimensions(method):
 def test_log_likelihood_and_lp_are_those_of_the_weights_beside_them(target, method):
     y = Y if target is None else target.inverse(Y)
     posterior = fitted(data=Data(X, y, target=target), method=method)
-    data = posterior.to_arviz(draws=5)
+    data = posterior.to_arviz(weights=True, draws=5)
     std = 1.0 if target is None else target.std.item()
     weight, bias = data.posterior["net.weight"].values[..., 0], data.posterior["net.bias"].values
     log_scale = data.posterior["likelihood.log_scale"].values[..., None]
@@ -115,9 +117,9 @@ def test_replicates_have_a_stream_of_their_own(monkeypatch):
 
 
 def test_arviz_can_work_with_it():
-    data = fitted(method=bnn.SGLD(draws=100)).to_arviz()
+    data = fitted(method=bnn.SGLD(draws=100)).to_arviz(weights=True)
     summary = az.summary(data)
-    assert len(summary) == 3
+    assert len(summary) == 4
     assert np.isfinite(summary["r_hat"]).all()
     loo = az.loo(data)
     assert np.isfinite(loo.elpd_loo)
@@ -140,7 +142,7 @@ def test_arviz_draws_it_and_compares_models():
 
 
 def test_the_prior_groups_are_in_the_targets_own_units():
-    data = fitted(data=Data(X, TARGET.inverse(Y), target=TARGET), method=bnn.SGLD(draws=200)).to_arviz()
+    data = fitted(data=Data(X, TARGET.inverse(Y), target=TARGET), method=bnn.SGLD(draws=200)).to_arviz(weights=True)
     weight, bias = data.prior["net.weight"].values[0, :, 0], data.prior["net.bias"].values[0]
     scale = np.exp(data.prior["likelihood.log_scale"].values[0])[:, None]
     residual = (data.prior_predictive["y"].values[0] - 40) / 5 - (weight * X[:, 0].numpy() + bias)
@@ -167,10 +169,22 @@ def test_other_targets(likelihood, outputs, y, shape):
         assert data.log_likelihood["y"].shape == (1, 5, N)
 
 
-def test_weights_can_be_left_out():
-    data = fitted().to_arviz(weights=False)
-    assert "posterior" not in groups_of(data) or not data.posterior.data_vars
-    assert data.log_likelihood["y"].shape == (3, 5, N)
+def test_weights_are_chosen_by_name():
+    posterior = fitted()
+    for weights, names in ((False, set()), (["bias"], {"net.bias"}), ("net.bias", {"net.bias"})):
+        data = posterior.to_arviz(weights=weights)
+        assert set(data.posterior.data_vars) == set(data.prior.data_vars) == {
+            "log_prior", "likelihood.log_scale", *names
+        }  # fmt: skip
+    model = posterior.model.copy()
+    for chain, states in enumerate(posterior.states()):
+        for draw, state in enumerate(states):
+            model.load_state(state)
+            assert float(data.posterior["log_prior"][chain, draw]) == pytest.approx(float(model.log_prior().detach()))
+    assert data.log_likelihood["y"].dims == ("chain", "draw", "row")
+    assert data.constant_data["x"].dims[0] == "row"
+    with pytest.raises(ValueError, match=r"Expected weights of weight, bias, likelihood.log_scale, got 'kernel'"):
+        posterior.to_arviz(weights=["kernel"])
 
 
 def test_other_data_are_in_their_own_units():
@@ -184,7 +198,7 @@ def test_unequal_chains_are_cut_from_the_front_and_say_so():
     posterior = fitted()
     posterior.sources[1] = Draws({name: tensor[:2] for name, tensor in posterior.sources[1].stacked.items()})
     with pytest.warns(UserWarning, match=r"Chains have \[5, 2, 5\] draws: the last 2 of each are kept") as record:
-        data = posterior.to_arviz()
+        data = posterior.to_arviz(weights=True)
     assert record[0].filename == __file__
     assert data.posterior["net.bias"].shape == (3, 2, 1)
     np.testing.assert_array_equal(data.posterior["net.bias"][0], posterior.sources[0].stacked["net.bias"][-2:])

@@ -100,7 +100,7 @@ def test_what_is_on_disk_goes_wherever_a_posterior_in_memory_goes(small_files, t
             assert all(torch.equal(a[name], b[name]) for name in a)
     priors = [one.as_prior() for one in (memory, disk)]
     assert torch.equal(*(prior.loc["0.weight"] for prior in priors))
-    weights = [one.to_arviz().posterior for one in (memory, disk)]
+    weights = [one.to_arviz(weights=True).posterior for one in (memory, disk)]
     assert sorted(weights[0]) == sorted(weights[1])
     with pytest.raises(IndexError, match=r"draw in \[0, 7\), got 7"):
         disk.sources[0].state(7, torch.Generator())

@@ -65,7 +65,7 @@ def assert_contract(method, net: nn.Module, folder: Path) -> None:
     going_on = fit(method, net, init=posterior, chains=2)
     assert going_on.info["round"] == 1
     assert not torch.equal(going_on.sources[0].last()["net.layers.0.weight"], first["loc/net.layers.0.weight"])
-    dataset = posterior.to_arviz(draws=4)
+    dataset = posterior.to_arviz(weights=True, draws=4)
     assert dataset["posterior"]["net.layers.0.weight"].shape[:2] == (2, 4)
 
 
