@@ -14,6 +14,7 @@ from bayesnn.plots.pit import coverage_curve, pit_histogram
 from bayesnn.plots.plane import decision_boundary
 from bayesnn.plots.regression import predictive_band
 from bayesnn.plots.rotation import rotation
+from bayesnn.plots.shift import shift_curves
 from bayesnn.plots.training import training_curves
 from bayesnn.plots.uncertainty import certainty_gallery, entropy_histogram
 
@@ -29,6 +30,7 @@ __all__ = [
     "reliability",
     "rhat_histogram",
     "rotation",
+    "shift_curves",
     "traces",
     "training_curves",
 ]
