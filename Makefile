@@ -25,7 +25,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 	@echo "Variables: PYTHON=python3.12  TORCH_ARGS='--index-url ...'  JOBS=4  PYTEST_ARGS='-m \"not slow\"'"
 
-compare: $(VENV)/.stamp-run ## compare the methods on the digits; the report goes to results/digits
+compare: $(VENV)/.stamp-run ## compare the methods on the digits; the report is results/digits/report.html
 	$(COMPARE)
 
 # One thread in each worker: several processes that each start a thread for every core slow one another down.

@@ -3,6 +3,7 @@
 from bayesnn import conformal, data, diagnostics, likelihoods, metrics, nets, optim, plots, priors
 from bayesnn import rng as rng
 from bayesnn import source as source
+from bayesnn.compare import compare
 from bayesnn.errors import DivergedError
 from bayesnn.fit import fit
 from bayesnn.methods import (
@@ -58,6 +59,7 @@ __all__ = [
     "PyroVI",
     "RadialVI",
     "Temperature",
+    "compare",
     "conformal",
     "data",
     "diagnostics",

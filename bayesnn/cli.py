@@ -68,28 +68,41 @@ def compare(
         int | None, typer.Option(help="Passes over the data. Default: about 1,250 steps, 2,500 for regression.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Rows a step.")] = 64,
+    budget: Annotated[
+        str, typer.Option(help="What is equal: epochs (of a chain), gradients, or time:SECONDS (of a method).")
+    ] = "epochs",
     seeds: Annotated[list[int], typer.Option(help="Give it again for more seeds.")] = [0],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(help="Folder for the table, the numbers and the pictures.")] = None,
+    shifts: Annotated[
+        bool, typer.Option("--shifts", help="Score turned, moved, noisy and blurred test images as well.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report (report.html), the numbers and the pictures.")
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where data files lie. Default: $BAYESNN_DATA.")] = None,
     progress: Annotated[bool, typer.Option(help="Show progress on standard error.")] = True,
 ) -> None:
-    """Fit one net with many methods on the same budget, print their scores, and draw the pictures."""
+    """Fit one net with many methods on the same budget, print their scores, and write the report."""
     with _one_line_errors():
-        from bayesnn.compare import check_folder
         from bayesnn.compare import compare as run
+        from bayesnn.compare_setup import check_folder
 
         if out is not None:
             check_folder(out)
 
         names = [name.strip() for name in methods.split(",") if name.strip()]
-        budget: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seeds": seeds}
-        result = run(data, net or None, names, **budget, directory=data_dir, progress=progress)
+        how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "budget": budget, "seeds": tuple(seeds)}
+        result = run(data, net or None, names, **how, shifts=shifts, directory=data_dir, progress=progress)
         if not result.rows:
             raise typer.Exit(130)
-        print(result.table())
+        if sys.stdout.isatty():
+            from rich.console import Console
+
+            Console().print(result.rich_table())
+        else:  # Markdown goes well through pipes and into files
+            print(result.table())
         if out is not None:
             result.save(out)
-            print(f"\nTable, numbers and pictures are in {out}")
+            print(f"\nThe report is {out / 'report.html'}; table, numbers and pictures are in {out}")
 
 
 def main() -> None:

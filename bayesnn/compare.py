@@ -2,49 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import itertools
 import math
-import platform
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayesnn import data as bd
-from bayesnn import nets
-from bayesnn.comparison import Comparison, Fitted, Row, score
-from bayesnn.errors import DivergedError, at_least, first_line, is_real, unknown
+from bayesnn.budget import Budget, epochs_within
+from bayesnn.compare_setup import MakeNet, check_folder, elsewhere, makers, parts, settings, shifted_tests, versions
+from bayesnn.comparison import Comparison, Fitted, score
+from bayesnn.errors import DivergedError, at_least, first_line, is_real
 from bayesnn.fit import DEFAULT_BATCH, fit
 from bayesnn.likelihoods import Categorical, Likelihood, Normal
-from bayesnn.methods import MAP, SGLD, MeanFieldVI, Method
+from bayesnn.methods import Method
+from bayesnn.metrics import auroc
 from bayesnn.model import BayesianModel
 from bayesnn.posterior import Posterior
 from bayesnn.priors import PriorRule
+from bayesnn.reproduce import command_line, python_call
 from bayesnn.rng import generator, isolated
-
-MakeNet = Callable[[bd.Data], nn.Module]
+from bayesnn.table import Row
 
 DEFAULT_METHODS = ("map", "ensemble", "vi", "sgld")
 # Steps of a chain, and the least number of passes, when the user names no epochs. 1,250 are 60 epochs of the digits;
 # the scale of the noise takes longer to settle.
 _STEPS, _LEAST_EPOCHS = {"classes": 1250, "other": 2500}, 10
-# The letters are no digits and no clothes: for these two sets they are the usual data from elsewhere.
-_OOD_LETTERS = ("mnist", "fashion-mnist")
-
-NETS: dict[str, MakeNet] = {
-    "mlp": lambda data: nets.MLP(math.prod(data.in_shape), (50, 50), data.num_outputs),
-    "lenet5": lambda data: nets.LeNet5(data.in_shape, data.num_outputs),
-    "convnet": lambda data: nets.ConvNet(data.in_shape, data.num_outputs),
-}
-
-
-def named_settings() -> dict[str, tuple[Method, int]]:
-    """The methods that :func:`compare` knows by name, as (method, chains): the library's defaults, no more."""
-    return {"map": (MAP(), 1), "ensemble": (MAP(), 5), "vi": (MeanFieldVI(), 1), "sgld": (SGLD(), 4)}
+OOD_ROWS = 2000  # at most: each is a forward pass of every draw
 
 
 def compare(
@@ -54,11 +45,13 @@ def compare(
     *,
     epochs: int | None = None,
     batch_size: int | None = DEFAULT_BATCH,
+    budget: str = "epochs",
     seeds: Sequence[int] = (0,),
     likelihood: Likelihood | None = None,
     prior: PriorRule | None = None,
     validation: Any = 0.1,
     ood: str | bd.Data | Tensor | None = None,
+    shifts: bool = False,
     out: str | Path | None = None,
     directory: str | Path | None = None,
     progress: bool = True,
@@ -72,16 +65,24 @@ def compare(
         sequence of these. By default LeNet5 for images and the MLP for all else.
     methods : names, of ``"map"`` (the deterministic baseline), ``"ensemble"`` (five of them), ``"vi"`` (mean-field),
         ``"sgld"`` (four chains); or a dict of name to method, or to (method, chains).
-    epochs : passes over the data, the same for each method and chain; by default as many as give about 1,250 steps
-        (2,500 for targets that are not classes), and at least 10.
+    epochs : passes over the data that the budget is counted in; by default as many as give about 1,250 steps (2,500 for
+        targets that are not classes), and at least 10. None with a budget of time.
     batch_size : rows a step; None takes all.
+    budget : what is equal. ``"epochs"``: each chain of each method gets ``epochs``, so that a method with five chains
+        takes five times the gradients of one. ``"gradients"``: each method gets the gradients of ``epochs``, all its
+        chains together. ``"time:SECONDS"``: each method gets as many epochs as fit into the seconds, all its chains one
+        after another. For the last two the method's own cost is measured on short fits of one chain, which are thrown
+        away and count for nothing, see :func:`bayesnn.budget.epochs_within`.
     seeds : of initial weights, noise, order of the data and the validation part. The test part is always the same.
     likelihood : ``Categorical()`` for integer targets and ``Normal()`` (inferred noise) for real ones by default.
     prior : the library's default, ``Layerwise(gain=3.0)``, where none is given.
     validation : a share of the training rows, or (x, y), scored after each epoch for the training curves; or None.
-    ood : inputs from elsewhere for the picture of entropies: a name for :func:`bayesnn.data.load_test`, ``Data`` or a
-        tensor, as the net takes them. By default, for images, the notMNIST letters (for MNIST and Fashion-MNIST, where
-        there is a file) or the test images with the pixels of each in random order.
+    ood : inputs from elsewhere, for classes, that predictive entropy should tell apart (the first 2,000): a name for
+        :func:`bayesnn.data.load_test`, ``Data`` or a tensor, as the net takes them. By default, for images, the
+        notMNIST letters (for MNIST and Fashion-MNIST, where there is a file) or the test images with the pixels of each
+        in random order.
+    shifts : whether to score the test images (the first 1,000) also turned, moved, noisy and blurred, at each severity:
+        :func:`bayesnn.data.shift`. For classes and images.
     out : folder to save to, see :meth:`Comparison.save`.
     directory : where data files lie, see :func:`bayesnn.data.load`.
     progress : a line and a bar to each fit, on standard error.
@@ -93,41 +94,50 @@ def compare(
 
     Raises
     ------
-    ValueError, TypeError : unknown names, names given twice, ``out`` that is a file, and all that ``fit`` refuses.
+    ValueError, TypeError : unknown names, names given twice, ``out`` that is a file, ``epochs`` with a budget of time,
+        ``shifts`` of what are no images, and all that ``fit`` refuses.
     FileNotFoundError : the data are neither found nor downloaded.
     """
+    arguments = {k: v for k, v in locals().items() if k not in ("out", "directory", "progress")}
     if out is not None:
         check_folder(out)
-    train, test = _parts(data, directory)
-    makers = _makers(net, train)
+    spend = Budget.parse(budget)
+    if spend.kind == "time" and epochs is not None:
+        raise ValueError(f"Expected epochs or a budget of time, got epochs={epochs} and {budget!r}: leave one out.")
+    train, test = parts(data, directory)
+    by_net = makers(net, train)
     if likelihood is None:
         likelihood = Normal() if train.y.is_floating_point() else Categorical()
-    settings = _settings(methods, likelihood.kind)
+    by_method = settings(methods)
     seeds = [at_least("seeds", seed, 0) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"Expected seeds, each once, got {seeds}: pass seeds=(0, 1, 2).")
-    if epochs is None:
+    if epochs is None and spend.kind != "time":
         share = float(validation) if is_real(validation) else 0.0
         rows = round(len(train) * (1 - share))
         steps = _STEPS["classes" if likelihood.kind == "classes" else "other"]
         epochs = max(_LEAST_EPOCHS, round(steps / max(1, math.ceil(rows / (batch_size or rows)))))
-    elsewhere = _elsewhere(ood, train, test, directory) if likelihood.kind == "classes" else None
+    outside = elsewhere(ood, train, test, directory, OOD_ROWS) if likelihood.kind == "classes" else None
+    shifted = shifted_tests(train, test, likelihood.kind) if shifts else {}
 
-    how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "validation": validation, "progress": progress}
+    defaults = {k: p.default for k, p in inspect.signature(compare).parameters.items() if p.default is not p.empty}
     comparison = Comparison([], {
         "data": train.name, "num_train": len(train), "num_test": len(test), "kind": likelihood.kind,
-        "nets": list(makers),
-        "methods": {name: {**method.config(), "chains": chains} for name, (method, chains) in settings.items()},
+        "nets": list(by_net),
+        "methods": {name: {**method.config(), "chains": chains} for name, (method, chains) in by_method.items()},
         "prior": None,  # as the models have it, the library's default included: filled in below
         "likelihood": likelihood.config(),
-        "epochs": epochs, "batch_size": batch_size, "seeds": seeds,
+        "budget": budget, "epochs": epochs, "batch_size": batch_size, "seeds": seeds,
         "validation": float(validation) if is_real(validation) else None,
-        "ood": elsewhere[0] if elsewhere is not None else None, "threads": torch.get_num_threads(),
+        "ood": outside[0] if outside is not None else None, "threads": torch.get_num_threads(),
+        "call": python_call(arguments, defaults), "command": command_line(arguments, defaults, torch.get_num_threads()),
         "versions": versions(),
-    }, {}, train, test, elsewhere)  # fmt: skip
+    }, {}, train, test, outside)  # fmt: skip
+    how: dict[str, Any] = {"batch_size": batch_size, "validation": validation}
+    planned: dict[tuple[str, str], int] = {}  # epochs, measured with the first seed
     try:
         for seed, (net_name, make), (name, (method, chains)) in itertools.product(
-            seeds, makers.items(), settings.items()
+            seeds, by_net.items(), by_method.items()
         ):
             if progress:
                 print(f"{net_name}, {name}, seed {seed}", file=sys.stderr, flush=True)
@@ -140,7 +150,13 @@ def compare(
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", UserWarning)
                 try:
-                    posterior = fit(model, train, method, chains=chains, seed=seed, **how)
+                    key = net_name, name
+                    if key not in planned:
+                        planned[key] = _epochs(spend, epochs, model, train, method, chains, seed, how)
+                    row["epochs"] = planned[key]
+                    posterior = fit(
+                        model, train, method, chains=chains, seed=seed, epochs=planned[key], progress=progress, **how
+                    )
                 except Exception as error:
                     if not comparison.rows and not isinstance(error, DivergedError):
                         raise  # nothing is complete yet: an argument that fit refuses is better said at once
@@ -159,13 +175,22 @@ def compare(
                 continue
             predictive = posterior.predict(test.x)
             row |= score(predictive, test.y, likelihood.kind)
+            total = predictive.total if likelihood.kind == "classes" else None
+            entropy = posterior.predict(outside[1]).total if outside is not None else None
+            if total is not None and entropy is not None:
+                row["ood_auroc"] = auroc(total, entropy)
+            under_shift = [
+                {"net": net_name, "method": name, "seed": seed, "kind": kind, "severity": severity,
+                 **score(posterior.predict(x), test.y[: len(x)], likelihood.kind)}
+                for (kind, severity), x in shifted.items()
+            ]  # fmt: skip
             row["seconds"] = sum(posterior.info["seconds"])
             row["gradient_evaluations"] = sum(posterior.info["gradient_evaluations"])
             # One seed's posteriors are kept: the draws of a sampler are the large part.
             if seed == seeds[0]:
-                total = predictive.total if likelihood.kind == "classes" else None
-                comparison.fitted[net_name, name] = Fitted(posterior, predictive.mean, total)
+                comparison.fitted[key] = Fitted(posterior, predictive.mean, total, entropy)
             comparison.rows.append(row)
+            comparison.shifted += under_shift
     except KeyboardInterrupt:  # in a fit, between fits or while scoring: what is whole is kept
         comparison.interrupted = True
     if out is not None:
@@ -173,90 +198,32 @@ def compare(
     return comparison
 
 
-def check_folder(out: str | Path) -> None:
-    """Raise ValueError where ``out`` cannot be a folder, as it or what it should lie in is a file."""
-    there = next((path for path in (Path(out), *Path(out).parents) if path.exists()), None)
-    if there is not None and not there.is_dir():
-        raise ValueError(f"Expected a folder in out, got {out}, but {there} is a file: name another.")
+def _epochs(
+    spend: Budget,
+    epochs: int | None,
+    model: BayesianModel,
+    train: bd.Data,
+    method: Method,
+    chains: int,
+    seed: int,
+    how: Mapping[str, Any],
+) -> int:
+    """Epochs of each chain: as given, or as many as the budget has room for."""
+    if spend.kind == "epochs" and epochs is not None:
+        return epochs
 
+    def cost(n: int) -> float:
+        """Seconds of one chain of n epochs, or its gradients in passes over the data, which hold for any batch."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # so short a fit has not converged, and is not to
+            info = fit(model, train, method, chains=1, seed=seed, epochs=n, progress=False, **how).info
+        if info["interrupted"]:
+            raise KeyboardInterrupt if info["error"] is None else RuntimeError(info["error"])
+        passes: float = info["gradient_evaluations"][0] * info["epochs"] / info["steps"]
+        return float(info["seconds"][0]) if spend.kind == "time" else passes
 
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    from importlib.metadata import version
-
-    names = ("bayesnn", "torch", "pyro-ppl", "numpy", "torchmetrics", "scikit-learn")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def _parts(data: Any, directory: str | Path | None) -> tuple[bd.Data, bd.Data]:
-    if isinstance(data, str):
-        return bd.load(data, directory)
-    if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, bd.Data) for part in data):
-        return data[0], data[1]
-    raise TypeError(
-        f"Expected a name or (train, test) of bayesnn.data.Data, got {type(data).__name__}: split it with "
-        "bayesnn.data.split."
-    )
-
-
-def _makers(net: Any, train: bd.Data) -> dict[str, MakeNet]:
-    if net is None:
-        net = "lenet5" if len(train.in_shape) == 3 else "mlp"
-    makers: dict[str, MakeNet] = {}
-    for one in [net] if isinstance(net, str) or callable(net) else net:
-        if isinstance(one, nn.Module):
-            raise TypeError(f"Expected a function from data to a net, got {type(one).__name__}: pass lambda data: net.")
-        if callable(one):
-            name, make = getattr(one, "__name__", "net").strip("<>"), one
-        elif one in NETS:
-            name, make = one, NETS[one]
-        else:
-            raise unknown("net", one, NETS)
-        if name in makers:
-            raise ValueError(f"Expected nets of different names, got {name!r} twice: leave one out, or name it by def.")
-        makers[name] = make
-    return makers
-
-
-def _settings(methods: Any, kind: str) -> dict[str, tuple[Method, int]]:
-    if isinstance(methods, str):
-        raise TypeError(f"Expected a sequence of method names, got the string {methods!r}: pass ({methods!r},).")
-    if isinstance(methods, Mapping):
-        pairs = {name: one if isinstance(one, tuple) else (one, one.default_chains) for name, one in methods.items()}
-    else:
-        known = named_settings()
-        for name in methods:
-            if name not in known:
-                raise unknown("method", name, known)
-        twice = next((name for i, name in enumerate(methods) if name in methods[:i]), None)
-        if twice is not None:
-            raise ValueError(f"Expected each method once, got {twice!r} twice: leave one out.")
-        pairs = {name: known[name] for name in methods}
-    if not pairs:
-        raise ValueError(f"Expected at least one method, got none: known are {', '.join(named_settings())}.")
-    return pairs
-
-
-def _elsewhere(ood: Any, train: bd.Data, test: bd.Data, directory: str | Path | None) -> tuple[str, Tensor] | None:
-    if isinstance(ood, str):
-        ood = bd.load_test(ood, directory, like=train)
-    elif ood is None and train.name in _OOD_LETTERS:
-        try:
-            ood = bd.load_test("notmnist", directory, like=train)
-        except FileNotFoundError:
-            ood = None
-    if ood is not None:
-        x = ood.x if isinstance(ood, bd.Data) else torch.as_tensor(ood)
-        if tuple(x.shape[1:]) != train.in_shape:
-            raise ValueError(f"Expected ood inputs of shape {train.in_shape}, got {tuple(x.shape[1:])}: reshape them.")
-        return (ood.name if isinstance(ood, bd.Data) and ood.name else "other inputs"), x
-    if len(train.in_shape) == 3:
-        return "test images, pixels shuffled", shuffle_pixels(test.x)
-    return None
-
-
-def shuffle_pixels(x: Tensor, seed: int = 0) -> Tensor:
-    """Images (batch, C, H, W) with the pixels of each in a random order of its own, the same for its channels."""
-    flat = x.flatten(2)  # (batch, C, H * W)
-    order = torch.rand(len(x), flat.shape[2], generator=generator(seed)).argsort(1).to(x.device)  # (batch, H * W)
-    return flat.gather(2, order[:, None].expand_as(flat)).view_as(x)
+    if spend.kind == "time":
+        with contextlib.suppress(ValueError):
+            cost(1)  # caches, the processor, what is imported late: no part of the method
+        return epochs_within(spend.seconds / chains, cost)
+    return epochs_within(float(epochs or 1) / chains, cost)

@@ -1,23 +1,27 @@
-"""What ``compare`` returns: scores by net, method and seed, as a table, as JSON and on disk."""
+"""What ``compare`` returns: scores by net, method and seed, as a table, as JSON, CSV and HTML, and on disk."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from bayesnn import data as bd
 from bayesnn import metrics
+from bayesnn.budget import Budget
 from bayesnn.posterior import Posterior
 from bayesnn.predictive import Predictive
+from bayesnn.table import COST, Line, Row, lines, markdown, terminal
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from rich.table import Table
 
 INTERVAL = (0.05, 0.95)
 CRPS_SAMPLES = 1000
@@ -25,10 +29,6 @@ SCORES: dict[str, tuple[str, ...]] = {
     "classes": ("accuracy", "nll", "brier", "ece"),
     "other": ("rmse", "nll", "crps", "coverage"),
 }
-_HEADINGS = {
-    "accuracy": "accuracy ↑", "nll": "NLL ↓", "brier": "Brier ↓", "ece": "ECE ↓", "rmse": "RMSE ↓", "crps": "CRPS ↓",
-    "coverage": "90 % coverage", "seconds": "seconds", "gradient_evaluations": "gradients",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,13 @@ class Fitted:
     posterior : of the first seed.
     mean : predictive mean on the test part, (batch, class) or (batch, ...).
     total : classes: the predictive entropy on it, (batch,), in nats.
+    outside : classes: that of the inputs from outside the distribution, (inputs,), where there are any.
     """
 
     posterior: Posterior
     mean: Tensor
     total: Tensor | None
+    outside: Tensor | None = None
 
 
 @dataclass
@@ -53,13 +55,14 @@ class Comparison:
 
     Attributes
     ----------
-    rows : for each net, method and seed: the scores on the test part, seconds of fitting and gradient evaluations
-        (minibatch gradients of all chains). The scores of a fit that diverged, or that an error ended, are nan, and
-        the row has an ``error``: its first line.
+    rows : for each net, method and seed: epochs of a chain, the scores on the test part, seconds of fitting and
+        gradient evaluations (minibatch gradients of all chains; of full-batch methods, gradients of all rows). The
+        scores of a fit that diverged, or that an error ended, are nan, and the row has an ``error``: its first line.
     settings : data, methods with all their options, budget, seeds and versions.
     fitted : posteriors of the first seed, by (net, method).
     train, test : the data.
     ood : (label, inputs) from outside the distribution, or None.
+    shifted : for each net, method, seed, kind of shift and severity: the scores on so shifted test images.
     interrupted : whether Ctrl-C ended it early; the fit that it fell into is left out.
     """
 
@@ -69,73 +72,85 @@ class Comparison:
     train: bd.Data
     test: bd.Data
     ood: tuple[str, Tensor] | None = None
+    shifted: list[Row] = field(default_factory=list)
     interrupted: bool = False
 
     @property
     def scores(self) -> tuple[str, ...]:
         """Names of the scores in ``rows``."""
-        return _score_names(self.settings["kind"])
+        names = SCORES["classes" if self.settings["kind"] == "classes" else "other"]
+        return names if self.settings["ood"] is None else (*names, "ood_auroc")
+
+    @property
+    def lines(self) -> list[Line]:
+        """The lines of the table, a cell to each of ``columns``; see :func:`bayesnn.table.lines`."""
+        return lines(self.rows, self.columns)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Keys of the table's columns: the scores, seconds and gradients."""
+        return (*self.scores, *COST)
+
+    @property
+    def note(self) -> str:
+        """What was compared, in a sentence."""
+        settings, seeds = self.settings, self.settings["seeds"]
+        budget = Budget.parse(settings["budget"]).sentence(settings["epochs"])
+        spread = f"; mean ± standard error over {len(seeds)} seeds" if len(seeds) > 1 else ""
+        batches = f"in batches of {settings['batch_size'] or 'all rows'}"
+        return f"{settings['data'] or 'data'}: {settings['num_test']} test rows, {budget} {batches}{spread}."
 
     def table(self) -> str:
         """Markdown, a line to each net and method; "mean ± standard error over the seeds" where there are several."""
-        several = len(self.settings["nets"]) > 1
-        columns = (*self.scores, "seconds", "gradient_evaluations")
-        head = [*(["net"] if several else []), "method", *(_HEADINGS[column] for column in columns)]
-        lines = [head]
-        for net, method in dict.fromkeys((row["net"], row["method"]) for row in self.rows):
-            own = [row for row in self.rows if (row["net"], row["method"]) == (net, method)]
-            cells = [self._cell(column, [row[column] for row in own]) for column in columns]
-            lines.append([*([net] if several else []), method, *cells])
-        texts = 1 + several
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        rule = ["-" * width if i < texts else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-        padded = [
-            [cell.ljust(width) if i < texts else cell.rjust(width) for i, (cell, width) in enumerate(pairs)]
-            for pairs in (list(zip(line, widths, strict=True)) for line in lines)
-        ]
-        return "\n".join(f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:]))
+        return markdown(self.lines, self.columns, len(self.settings["nets"]) > 1)
 
-    def _cell(self, column: str, values: list[float]) -> str:
-        decimals = {"seconds": 1, "gradient_evaluations": 0}.get(column)
-        if decimals is None:
-            # Three digits of the largest, and never fewer than three decimals below 10.
-            largest = max((abs(row[column]) for row in self.rows if math.isfinite(row[column])), default=0.0)
-            decimals = 3 if largest < 10 else 2 if largest < 100 else 1
-        if not all(math.isfinite(value) for value in values):
-            return "failed"
-        text = f"{statistics.fmean(values):,.{decimals}f}"
-        # A count of the budget has no spread to tell of.
-        return text if len(values) == 1 or decimals == 0 else f"{text} ± {standard_error(values):,.{decimals}f}"
+    def rich_table(self) -> Table:
+        """The same for a terminal: ``rich.print(comparison.rich_table())``."""
+        return terminal(self.lines, self.columns, len(self.settings["nets"]) > 1)
 
     def to_json(self) -> str:
         """Settings and rows as JSON; what failed is null, with its ``error`` beside."""
-        rows = [{key: _plain(value) for key, value in row.items()} for row in self.rows]
-        return json.dumps({**self.settings, "interrupted": self.interrupted, "rows": rows}, indent=2)
+        kept = {"rows": self.rows, **({"shifted": self.shifted} if self.shifted else {})}
+        plain = {name: [{k: _plain(v) for k, v in row.items()} for row in rows] for name, rows in kept.items()}
+        return json.dumps({**self.settings, "interrupted": self.interrupted, **plain}, indent=2)
+
+    def to_csv(self) -> str:
+        """``rows`` as CSV, a line to each; what failed is empty, with its error in the last column."""
+        keys = ("net", "method", "seed", "epochs", *self.columns, "error")
+        return _csv(keys, self.rows)
 
     def save(self, directory: str | Path) -> list[Path]:
-        """Write table.md, results.json and the pictures; with several nets the pictures of each go to a subfolder.
+        """Write report.html, table.md, results.json, results.csv and the pictures, of several nets into a folder each.
+
+        With shifts, shifts.csv has the scores on shifted images, a line to each net, method, seed, kind and severity.
 
         Returns
         -------
         list of Path
-            What was written.
+            What was written. The report has the pictures inside: it can be moved alone.
         """
+        from bayesnn.html_report import html_report
         from bayesnn.report import pictures
 
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        budget = f"{self.settings['epochs']} epochs in batches of {self.settings['batch_size'] or 'all rows'}"
-        seeds = self.settings["seeds"]
-        spread = f"; mean ± standard error over {len(seeds)} seeds" if len(seeds) > 1 else ""
-        note = f"{self.train.name or 'data'}: {self.settings['num_test']} test rows, {budget}{spread}."
-        table, results = directory / "table.md", directory / "results.json"
-        table.write_text(f"{self.table()}\n\n{note}\n", encoding="utf-8")
-        results.write_text(self.to_json() + "\n", encoding="utf-8")
-        written = [table, results]
+        texts = {
+            "table.md": f"{self.table()}\n\n{self.note}\n",
+            "results.json": self.to_json() + "\n",
+            "results.csv": self.to_csv(),
+        }
+        if self.shifted:
+            texts["shifts.csv"] = _csv(tuple(self.shifted[0]), self.shifted)
+        for name, text in texts.items():
+            (directory / name).write_text(text, encoding="utf-8")
         several = len(self.settings["nets"]) > 1
-        for net in dict.fromkeys(net for net, _ in self.fitted):
-            written += pictures(self, net, directory / net if several else directory)
-        return written
+        drawn = {
+            net: pictures(self, net, directory / net if several else directory)
+            for net in dict.fromkeys(net for net, _ in self.fitted)
+        }
+        report = directory / "report.html"
+        report.write_text(html_report(self, drawn), encoding="utf-8")
+        return [*(directory / name for name in texts), *(path for paths in drawn.values() for path in paths), report]
 
 
 def score(predictive: Predictive, y: Tensor, kind: str = "classes") -> dict[str, float]:
@@ -156,15 +171,14 @@ def score(predictive: Predictive, y: Tensor, kind: str = "classes") -> dict[str,
     }
 
 
-def standard_error(values: Sequence[float]) -> float:
-    """Standard deviation (n - 1) over the root of n."""
-    return statistics.stdev(values) / math.sqrt(len(values))
+def _csv(keys: Sequence[str], rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, keys, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _plain(row.get(key)) for key in keys} for row in rows)
+    return text.getvalue()
 
 
 def _plain(value: Any) -> Any:
     """NaN and infinity as None: JSON has neither."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _score_names(kind: str) -> tuple[str, ...]:
-    return SCORES["classes" if kind == "classes" else "other"]

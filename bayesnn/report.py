@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +17,15 @@ if TYPE_CHECKING:
     from bayesnn.comparison import Comparison, Fitted
 
 DPI = 150
-# Rows for what costs a forward pass of every draw again, or a diagnostic for each row.
-_OOD_ROWS, _DIAGNOSED_ROWS, _GRID = 2000, 1000, 200
+_DIAGNOSED_ROWS, _GRID = 1000, 200  # the first is of what costs a diagnostic for each row
 
 
 def pictures(comparison: Comparison, net: str, directory: Path) -> list[Path]:
     """Draw what the data and the methods of one net allow; returns the files that were written (PNG, 150 dpi).
 
     Always training_curves.png. Classes: reliability.png, accuracy_rejection.png (rejecting by the total predictive
-    uncertainty), entropy.png where there are data from elsewhere, certainty.png for images. One real target of one
+    uncertainty), entropy.png where there are data from elsewhere, certainty.png for images, and shift_curves.png and
+    shift_kinds.png where shifted images were scored (these of all seeds). One real target of one
     input: band.png. Samplers: traces.png and rhat.png, of predictions on the test part.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -34,6 +35,10 @@ def pictures(comparison: Comparison, net: str, directory: Path) -> list[Path]:
         figures |= _class_figures(comparison, fitted)
     elif comparison.train.x[0].numel() == 1 and comparison.test.y.dim() == 1:
         figures["band"] = _bands(comparison, fitted)
+    shifted = [row for row in comparison.shifted if row["net"] == net]
+    if shifted:
+        figures["shift_curves"] = plots.shift_curves(shifted)[0].figure
+        figures["shift_kinds"] = plots.shift_curves(shifted, by_kind=True)[0, 0].figure
     samplers = [name for name, one in fitted.items() if min(n or 0 for n in one.posterior.num_draws) >= 4]
     for name in samplers:
         suffix = f"_{name}" if len(samplers) > 1 else ""
@@ -41,7 +46,8 @@ def pictures(comparison: Comparison, net: str, directory: Path) -> list[Path]:
         figures |= {f"{key}{suffix}": figure for key, figure in drawn.items()}
     paths = []
     for name, figure in figures.items():
-        paths.append(directory / f"{name}.png")
+        safe = re.sub(r"[^\w .,()=+-]", "_", name)  # a method may have any name, and a file may not
+        paths.append(directory / f"{safe}.png")
         figure.savefig(paths[-1], dpi=DPI)
     return paths
 
@@ -69,8 +75,8 @@ def _class_figures(comparison: Comparison, fitted: dict[str, Fitted]) -> dict[st
         "accuracy_rejection": plots.accuracy_rejection(curves, test.y).figure,
     }
     if comparison.ood is not None:
-        label, x = comparison.ood
-        outside = {name: one.posterior.predict(x[:_OOD_ROWS]).total for name, one in fitted.items()}
+        label, _ = comparison.ood
+        outside = {name: one.outside for name, one in fitted.items() if one.outside is not None}
         top = float(np.log(next(iter(probs.values())).shape[1]))
         labels = (f"{test.name or 'data'}, test part", label)
         axes = plots.entropy_histogram(entropy, outside, labels=labels, max_entropy=top)

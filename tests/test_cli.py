@@ -1,4 +1,6 @@
 import json
+import re
+import shlex
 import subprocess
 import sys
 
@@ -29,6 +31,39 @@ def test_compare_prints_the_table_and_saves_the_same(tmp_path):
     assert (out / "reliability.png").is_file()
 
 
+def test_budget_and_shifts_arrive(tmp_path):
+    command = ["compare", "digits", "--net", "mlp", "--methods", "map", "--epochs", "2", "--no-progress"]
+    result = run(*command, "--budget", "gradients", "--shifts", "--out", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    saved = json.loads((tmp_path / "results.json").read_text())
+    assert saved["budget"] == "gradients"
+    assert {row["kind"] for row in saved["shifted"]} == set(bnn.data.SHIFTS)
+    assert str(tmp_path / "report.html") in result.stdout.splitlines()[-1]
+    # What the report says to type is what was typed.
+    words = shlex.split(saved["command"])
+    assert words[1:] == ["bayesnn", *command[:-1], "--budget", "gradients", "--shifts"]
+    assert words[0] == f"OMP_NUM_THREADS={saved['threads']}"
+
+
+def test_in_a_terminal_the_table_is_drawn_and_fits():
+    import os
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "from bayesnn.cli import main; main()", *SHORT]
+    environment = {**os.environ, "COLUMNS": "70", "TERM": "xterm"}
+    done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, env=environment, check=False)
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert done.returncode == 0, done.stderr
+    assert "|" not in shown
+    assert "─" in shown
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in shown.splitlines()]
+    assert any(line.split()[0] == "map" for line in lines if line.strip())
+    assert max(map(len, lines)) <= 70
+
+
 def test_net_may_be_given_several_times():
     result = run("compare", "digits", "--net", "mlp", "--net", "lenet5", "--methods", "map", "--epochs", "1")
     assert [line.split("|")[1].strip() for line in result.stdout.splitlines()] == ["net", "------", "mlp", "lenet5"]
@@ -44,6 +79,8 @@ def test_net_may_be_given_several_times():
         (["compare", "moons", "--methods", "map,vi,map"], "error: Expected each method once, got 'map' twice"),
         (["compare", "moons", "--net", "mlp", "--net", "mlp"], "error: Expected nets of different names, got 'mlp'"),
         (["compare", "digits", "--epochs", "0"], "error: Expected epochs to be an integer >= 1, got 0"),
+        (["compare", "moons", "--budget", "seconds"], "error: Expected budget 'epochs', 'gradients' or 'time:SECONDS'"),
+        (["compare", "moons", "--shifts"], "error: Expected images (C, H, W) of classes for shifts"),
         (["compare", "digits", "--batch-size", "0"], "error: Expected batch_size to be an integer >= 1, got 0"),
     ],
 )

@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 import math
 
@@ -6,8 +8,9 @@ import pytest
 import torch
 
 import bayesnn as bnn
-from bayesnn.compare import NETS, compare, named_settings, shuffle_pixels
-from bayesnn.comparison import score, standard_error
+from bayesnn.compare import compare
+from bayesnn.compare_setup import NETS, named_settings, shuffle_pixels
+from bayesnn.comparison import score
 
 EPOCHS = 6  # SGLD keeps the draws that the pictures of its chains need
 
@@ -72,10 +75,6 @@ def test_table_shows_mean_and_standard_error_and_is_aligned(two_nets):
     assert cell == f"{np.mean(values):.3f} ± {np.std(values, ddof=1) / np.sqrt(2):.3f}"
 
 
-def test_standard_error_of_1_2_3_4():
-    assert standard_error([1.0, 2.0, 3.0, 4.0]) == pytest.approx(math.sqrt(5 / 3) / 2)
-
-
 def test_json_holds_rows_and_settings(two_nets):
     result, out = two_nets
     read = json.loads(result.to_json())
@@ -86,6 +85,65 @@ def test_json_holds_rows_and_settings(two_nets):
     assert read["methods"]["ensemble"] == {**bnn.MAP().config(), "chains": 5}
     assert read["prior"] == bnn.priors.Layerwise(gain=3.0).config()
     assert read["versions"]["torch"] == torch.__version__
+
+
+def test_csv_is_the_rows(two_nets):
+    result, out = two_nets
+    text = (out / "results.csv").read_text()
+    assert text == result.to_csv()
+    read = list(csv.DictReader(io.StringIO(text)))
+    assert list(read[0]) == ["net", "method", "seed", "epochs", *result.columns, "error"]
+    for line, row in zip(read, result.rows, strict=True):
+        assert (line["net"], line["method"], line["seed"]) == (row["net"], row["method"], str(row["seed"]))
+        assert {key: float(line[key]) for key in ("epochs", *result.columns)} == {
+            key: row[key] for key in ("epochs", *result.columns)
+        }
+
+
+def test_inputs_from_elsewhere_are_scored_by_their_entropy(two_nets, digits):
+    result, _ = two_nets
+    fitted = result.fitted["mlp", "sgld"]
+    outside = fitted.posterior.predict(shuffle_pixels(digits[1].x)).total
+    row = next(r for r in result.rows if (r["net"], r["method"], r["seed"]) == ("mlp", "sgld", 3))
+    assert row["ood_auroc"] == bnn.metrics.auroc(fitted.total, outside)
+    assert "OOD AUROC ↑" in result.table()
+
+
+def test_shifted_images_are_scored_in_pixels_and_the_same_for_all(digits, tmp_path):
+    result = compare(digits, flat, ("map", "sgld"), epochs=4, seeds=(0, 1), shifts=True, out=tmp_path, progress=False)
+    assert len(result.shifted) == 2 * 2 * len(bnn.data.SHIFTS) * 6  # methods, seeds, kinds, severities
+    train, test = digits
+    pixels, top = test.inputs.inverse(test.x), float(train.inputs.inverse(train.x).max())
+    assert top == pytest.approx(1.0)
+    posterior = result.fitted["flat", "sgld"].posterior
+    for row in result.shifted:
+        if (row["method"], row["seed"]) != ("sgld", 0) or row["severity"] not in (0, 3):
+            continue
+        moved = bnn.data.shift(pixels, row["kind"], row["severity"])
+        expected = bnn.metrics.classification_table(posterior.predict(test.inputs.forward(moved)).mean, test.y)
+        # The range of the pixels went through the standardisation and back.
+        assert {key: row[key] for key in expected} == pytest.approx(expected, abs=1e-4)
+    assert json.loads((tmp_path / "results.json").read_text())["shifted"] == result.shifted
+    read = list(csv.DictReader((tmp_path / "shifts.csv").open()))
+    assert [float(line["nll"]) for line in read] == [row["nll"] for row in result.shifted]
+    assert is_png(tmp_path / "shift_curves.png")
+    assert is_png(tmp_path / "shift_kinds.png")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<img ") == len(list(tmp_path.glob("*.png")))
+    assert "When the images change" in page
+
+
+def test_shifts_of_what_are_no_images_are_refused():
+    with pytest.raises(
+        ValueError, match=r"Expected images \(C, H, W\) of classes for shifts, got inputs of shape \(2,\)"
+    ):
+        compare("moons", epochs=1, shifts=True, progress=False)
+
+
+def test_a_name_that_no_file_can_have_is_no_hindrance(tmp_path):
+    result = compare("moons", linear, {"a/b": bnn.SGLD(), "c": bnn.SGLD()}, epochs=8, progress=False)
+    names = {path.name for path in result.save(tmp_path)}
+    assert {"traces_a_b.png", "traces_c.png"} <= names
 
 
 def test_saved_folder_has_the_table_and_a_picture_of_each_kind_for_each_net(two_nets):
@@ -111,7 +169,8 @@ def test_regression_scores_and_band(tmp_path):
     error = float(samples.std(0).mean()) / math.sqrt(1000)
     assert row["crps"] == pytest.approx(bnn.metrics.crps_samples(samples, test.y), abs=5 * error)
     assert {path.name for path in tmp_path.iterdir()} == {
-        "table.md", "results.json", "training_curves.png", "band.png", "traces.png", "rhat.png",
+        "table.md", "results.json", "results.csv", "report.html",
+        "training_curves.png", "band.png", "traces.png", "rhat.png",
     }  # fmt: skip
     assert is_png(tmp_path / "band.png")
 

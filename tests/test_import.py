@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-HEAVY = ("arviz", "matplotlib", "pandas", "scipy.stats", "sklearn", "torchmetrics", "typer")
+HEAVY = ("arviz", "jinja2", "matplotlib", "pandas", "scipy.stats", "sklearn", "torchmetrics", "typer")
 
 
 def test_nothing_heavy_is_imported_before_it_is_used():

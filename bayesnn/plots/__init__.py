@@ -18,6 +18,7 @@ from bayesnn.plots.pit import coverage_curve, pit_histogram
 from bayesnn.plots.plane import decision_boundary
 from bayesnn.plots.regression import predictive_band
 from bayesnn.plots.rotation import rotation
+from bayesnn.plots.shift import shift_curves
 from bayesnn.plots.side_by_side import nll_against_seconds
 from bayesnn.plots.training import training_curves
 from bayesnn.plots.uncertainty import certainty_gallery, entropy_histogram
@@ -43,6 +44,7 @@ __all__ = [
     "rhat_histogram",
     "rotation",
     "running_mean",
+    "shift_curves",
     "traces",
     "training_curves",
     "weights_against_prior",

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from bayesnn.data.shift import rotated
 from bayesnn.plots._style import COLOURS, MARKERS, STYLES, AxesArray, finish, layout, share_legend, to_numpy
 
 if TYPE_CHECKING:
     from bayesnn.posterior import Posterior
 
 ANGLES = tuple(range(0, 181, 15))
-
-
-def rotated(images: Tensor, degrees: float) -> Tensor:
-    """Images (batch, channel, height, width) turned counter-clockwise about their centre, bilinear, zero outside."""
-    turn = math.radians(degrees)
-    c, s = math.cos(turn), math.sin(turn)
-    affine = torch.tensor([[c, -s, 0.0], [s, c, 0.0]], dtype=images.dtype, device=images.device)
-    size = list(images.shape)
-    grid = F.affine_grid(affine.expand(len(images), 2, 3), size, align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
 
 
 def rotation(

@@ -78,6 +78,15 @@ def _roc():
     return plots.detection_roc({"entropy": (grid, grid.sqrt()), "useless": (grid, grid)})
 
 
+def _shift():
+    rows = [
+        {"method": m, "seed": s, "kind": k, "severity": v, "accuracy": 0.95 - 0.1 * v - 0.02 * s, "nll": 0.1 + v * c,
+         "ece": 0.02 * v + 0.01 * s}
+        for m, c in (("MAP", 0.5), ("VI", 0.2)) for s in (0, 1) for k in ("noise", "blur") for v in range(6)
+    ]  # fmt: skip
+    return plots.shift_curves(rows)
+
+
 def _rotation():
     lenet = posterior(bnn.nets.LeNet5((1, 8, 8), 3))
     return plots.rotation({"a": lenet}, images()[3], angles=range(0, 181, 30))
@@ -110,6 +119,7 @@ GALLERY = {
     "reliability": lambda: plots.reliability(*classification()),
     "rhat_histogram": lambda: plots.rhat_histogram(1 + np.geomspace(0.001, 0.3, 300)),
     "rotation": _rotation,
+    "shift_curves": _shift,
     "running_mean": lambda: plots.running_mean(*chains()),
     "traces": lambda: plots.traces(*chains()),
     "training_curves": lambda: plots.training_curves(history()),

@@ -7,7 +7,7 @@ from scipy import stats
 
 import bayesnn as bnn
 from bayesnn import plots
-from bayesnn.plots.rotation import rotated
+from bayesnn.data.shift import rotated
 from bayesnn.source import Draws
 from tests.plots.pictures import draw, legend, lines
 
