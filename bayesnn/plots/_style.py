@@ -24,6 +24,14 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1)))
 
 
+def line_look(k: int, **own: Any) -> dict[str, Any]:
+    """How the line of method number ``k`` looks: no two of the first 36 have both colour and style in common."""
+    turn = k // len(COLOURS)
+    look = {"color": COLOURS[k % len(COLOURS)], "linestyle": STYLES[(k + turn) % len(STYLES)], "linewidth": 2}
+    marker = {"marker": MARKERS[k % len(MARKERS)], "markerfacecolor": "white" if turn % 2 else look["color"]}
+    return {**look, **marker, "markersize": 5, **own}
+
+
 def to_numpy(values: Values) -> NDArray[np.float64]:
     """Numbers as an array in float64, wherever they lie."""
     if isinstance(values, torch.Tensor):

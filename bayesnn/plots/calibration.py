@@ -12,14 +12,13 @@ import torch
 from bayesnn.metrics import as_class_probs, confidence_bins, ece, rejection_curve
 from bayesnn.plots._style import (
     BLUE,
-    COLOURS,
     GREY,
     LIGHT,
-    MARKERS,
     ORANGE,
     STYLES,
     AxesArray,
     finish,
+    line_look,
     one_axes,
     panels_for,
     share_legend,
@@ -153,10 +152,8 @@ def accuracy_rejection(
             )
         coverage, accuracy = map(to_numpy, rejection_curve(probs, y, uncertainty))
         first = min(len(y), max(20, math.ceil(len(y) / 100))) - 1
-        ax.plot(1 - coverage[first:], accuracy[first:], color=COLOURS[i % len(COLOURS)],
-                linestyle=STYLES[i % len(STYLES)], linewidth=2,
-                label=name, marker=MARKERS[i % len(MARKERS)], markersize=6,
-                markevery=max(1, (len(y) - first) // 8))  # fmt: skip
+        ax.plot(1 - coverage[first:], accuracy[first:],
+                **line_look(i, label=name, markersize=6, markevery=max(1, (len(y) - first) // 8)))  # fmt: skip
     ax.set_xlim(0, 1)
     ax.set_xlabel("share of rows rejected, most uncertain first")
     ax.set_ylabel("accuracy on the rest")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bayesnn.metrics.detection import auroc, roc_curve
-from bayesnn.plots._style import COLOURS, GREY, STYLES, finish, one_axes, to_numpy
+from bayesnn.plots._style import GREY, finish, line_look, one_axes, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,8 +37,7 @@ def detection_roc(scores: Mapping[str, tuple[torch.Tensor, torch.Tensor]], ax: A
     for k, (name, (inside, outside)) in enumerate(scores.items()):
         flagged, detected = roc_curve(inside, outside)
         label = f"{name}: area {auroc(inside, outside):.3f}"
-        ax.plot(to_numpy(flagged), to_numpy(detected), color=COLOURS[k % len(COLOURS)],
-                linestyle=STYLES[k % len(STYLES)], linewidth=2, label=label)  # fmt: skip
+        ax.plot(to_numpy(flagged), to_numpy(detected), **line_look(k, marker=None, label=label))
     ax.set_xlim(-0.01, 1.01)
     ax.set_ylim(-0.01, 1.01)
     ax.set_aspect("equal")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayesnn.errors import at_least
-from bayesnn.plots._style import BLUE, COLOURS, GREY, LIGHT, STYLES, Values, finish, one_axes, to_numpy
+from bayesnn.plots._style import BLUE, GREY, LIGHT, Values, finish, one_axes, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,8 +85,8 @@ def coverage_curve(pits: Mapping[str, Values], ax: Axes | None = None) -> Axes:
     for k, (name, pit) in enumerate(pits.items()):
         # A target is inside of the central interval of level l where |2 pit - 1| <= l.
         reach = np.sort(np.abs(2 * _checked(pit) - 1))
-        ax.plot(levels, np.searchsorted(reach, levels, side="right") / len(reach), color=COLOURS[k % len(COLOURS)],
-                linestyle=STYLES[k % len(STYLES)], linewidth=2, label=name)  # fmt: skip
+        ax.plot(levels, np.searchsorted(reach, levels, side="right") / len(reach),
+                **line_look(k, marker=None, label=name))  # fmt: skip
     ax.set_xlim(0, 1)
     ax.set_ylim(0, 1)
     ax.set_aspect("equal")

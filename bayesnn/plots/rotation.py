@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bayesnn.data.shift import rotated
-from bayesnn.plots._style import COLOURS, MARKERS, STYLES, AxesArray, finish, layout, share_legend, to_numpy
+from bayesnn.plots._style import AxesArray, finish, layout, line_look, share_legend, to_numpy
 
 if TYPE_CHECKING:
     from bayesnn.posterior import Posterior
@@ -67,8 +67,7 @@ def rotation(
     for k, (name, posterior) in enumerate(posteriors.items()):
         predictive = posterior.predict(turned, draws=draws)
         probs = predictive.mean if label is None else predictive.mean[:, label : label + 1]
-        look = {"color": COLOURS[k % len(COLOURS)], "linestyle": STYLES[k % len(STYLES)], "linewidth": 2,
-                "marker": MARKERS[k % len(MARKERS)], "markersize": 5, "label": name}  # fmt: skip
+        look = line_look(k, label=name)
         upper.plot(angles, to_numpy(probs.max(1).values), **look)
         lower.plot(angles, to_numpy(predictive.total), **look)
     for angle, each in zip(angles, to_numpy(turned.mean(1)), strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bayesnn.plots._style import COLOURS, MARKERS, STYLES, AxesArray, finish, layout, share_legend
+from bayesnn.plots._style import COLOURS, AxesArray, finish, layout, line_look, share_legend
 
 _LABELS = {"accuracy": "accuracy", "nll": "NLL (nats)", "brier": "Brier", "ece": "ECE"}
 
@@ -75,9 +75,7 @@ def _panel(ax: Any, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
             [np.mean([r[metric] for r in own if (r["seed"], r["severity"]) == (seed, s)]) for s in severities]
             for seed in seeds
         ])  # (seed, severity)  # fmt: skip
-        look = {"color": COLOURS[k % len(COLOURS)], "linestyle": STYLES[k % len(STYLES)], "linewidth": 2,
-                "marker": MARKERS[k % len(MARKERS)], "markersize": 5, "label": method}  # fmt: skip
-        ax.plot(severities, means.mean(0), **look)
+        ax.plot(severities, means.mean(0), **line_look(k, label=method))
         if len(seeds) > 1:
             error = means.std(0, ddof=1) / math.sqrt(len(seeds))
             ax.errorbar(severities, means.mean(0), error, fmt="none", color=COLOURS[k % len(COLOURS)], capsize=3)

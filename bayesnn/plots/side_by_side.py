@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bayesnn.plots._style import COLOURS, MARKERS, finish, one_axes, plain_ticks
+from bayesnn.plots._style import finish, line_look, one_axes, plain_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,12 +39,8 @@ def nll_against_seconds(methods: Mapping[str, tuple[Sequence[float], Sequence[fl
                 f"{name}: seconds and nll must be finite, one of each for each seed; got {len(seconds)} and {len(nll)}"
             )
         centre, spread = zip(*map(_mean_and_error, (seconds, nll)), strict=True)
-        # Twice as many marks as markers: filled ones first, then open ones.
-        open_ = (k // len(MARKERS)) % 2 == 1
-        colour = COLOURS[k % len(COLOURS)]
-        ax.errorbar(centre[0], centre[1], xerr=spread[0] or None, yerr=spread[1] or None, linestyle="none", label=name,
-                    marker=MARKERS[k % len(MARKERS)], markersize=9, color=colour, elinewidth=1.5, capsize=3,
-                    markerfacecolor="white" if open_ else colour, markeredgewidth=1.5)  # fmt: skip
+        ax.errorbar(centre[0], centre[1], xerr=spread[0] or None, yerr=spread[1] or None, elinewidth=1.5, capsize=3,
+                    **line_look(k, linestyle="none", markersize=9, markeredgewidth=1.5, label=name))  # fmt: skip
     ax.set_xscale("log")
     plain_ticks(ax)
     ax.margins(0.12)
