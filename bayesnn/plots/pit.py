@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayesnn.errors import at_least
-from bayesnn.plots._style import BLUE, GREY, LIGHT, Values, finish, one_axes, to_numpy
+from bayesnn.plots._style import BLUE, GREY, LIGHT, Values, finish, line_look, one_axes, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
