@@ -32,6 +32,7 @@ GRADIENTS = 50  # of all rows a chain, for the configurational temperature
 CHUNK = 4096  # rows in one pass
 MOST_WEIGHTS = 100  # beyond which importance weights of any q that is not the posterior are degenerate
 DRAWS = 400  # of a distribution
+GOOD_KHAT = 0.7  # Yao et al. 2018
 Array = NDArray[np.float64]
 
 
@@ -66,28 +67,39 @@ class DrawsDiagnosis:
         return float((self.rhat.reshape(len(self.rhat), -1) > AGREE).any(1).mean())
 
     @property
+    def sound(self) -> bool:
+        """Whether the verdict has nothing to complain of."""
+        return self._of_chains()[1] and self._of_temperature() is None
+
+    @property
     def verdict(self) -> str:
         """What the numbers say, and what to do."""
-        least, found = _least(self.ess_bulk), []
+        hot = self._of_temperature()
+        return "; ".join([self._of_chains()[0], *([hot] if hot is not None else [])])
+
+    def _of_chains(self) -> tuple[str, bool]:
+        """What is to be said of the chains, and whether they agree, with draws enough."""
+        least = _least(self.ess_bulk)
         if len(self.chainwise_rhat) == 1:
             drifts = float((self.chainwise_rhat > AGREE).mean())
-            found.append("one chain cannot show that it has found all of the posterior: fit with chains=4")
-            if drifts > 0:
-                found.append(f"and it disagrees with itself on {drifts:.0%} of the predictions: run longer")
-        elif self.disagree > 0:
-            found.append(f"the chains disagree on {self.disagree:.0%} of the inputs: run longer, or raise chains")
-        elif least < ENOUGH:
-            found.append(f"the chains agree, but there are only {least:.0f} effective draws somewhere: run longer")
-        else:
-            found.append(f"the chains agree at every input, with {least:.0f} effective draws or more")
-        if self.temperature and self.configurational_temperature is not None:
-            value, error = self.configurational_temperature
-            if abs(value - self.temperature) > 4 * error + 0.1 * self.temperature:
-                found.append(
-                    f"but the draws are at temperature {value:.2f} and not {self.temperature:g}: "
-                    + ("lower lr, or raise batch_size" if value > self.temperature else "the burn-in was too short")
-                )
-        return "; ".join(found)
+            said = "one chain cannot show that it has found all of the posterior: fit with chains=4"
+            drift = f"; and it disagrees with itself on {drifts:.0%} of the predictions: run longer"
+            return said + drift * (drifts > 0), False
+        if self.disagree > 0:
+            return f"the chains disagree on {self.disagree:.0%} of the inputs: run longer, or raise chains", False
+        if least < ENOUGH:
+            return f"the chains agree, but there are only {least:.0f} effective draws somewhere: run longer", False
+        return f"the chains agree at every input, with {least:.0f} effective draws or more", True
+
+    def _of_temperature(self) -> str | None:
+        """What is to be said of the draws' temperature, where it is not the one that was asked for."""
+        if not self.temperature or self.configurational_temperature is None:
+            return None
+        value, error = self.configurational_temperature
+        if abs(value - self.temperature) <= 4 * error + 0.1 * self.temperature:
+            return None
+        cure = "lower lr, or raise batch_size" if value > self.temperature else "the burn-in was too short"
+        return f"but the draws are at temperature {value:.2f} and not {self.temperature:g}: {cure}"
 
     def __str__(self) -> str:
         rows = [
@@ -126,13 +138,18 @@ class BoundDiagnosis:
     weights: int
 
     @property
+    def sound(self) -> bool:
+        """Whether the verdict has nothing to complain of: k-hat is below 0.7, and not one without a meaning."""
+        return self.khat is not None and self.khat < GOOD_KHAT
+
+    @property
     def verdict(self) -> str:
         """What the numbers say, and what to do."""
         gap = self.importance_bound - self.elbo
         said = f"q is at least {gap:.3g} nats from the posterior"
         if self.khat is None:
             return f"{said}; k-hat means nothing with {self.weights} weights: compare with a sampler"
-        if self.khat < 0.7:
+        if self.sound:
             return f"q is near the posterior (k-hat {self.khat:.2f})"
         return f"{said}, and too far to be corrected (k-hat {self.khat:.2f}): take a richer family, or a sampler"
 

@@ -290,7 +290,7 @@ def _kind(model: Any) -> str:
     return f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
 
 
-def _device(device: torch.device | str | None, model: BayesianModel) -> torch.device:
+def _device(device: torch.device | str | None, model: torch.nn.Module) -> torch.device:
     """The device, if there is such a one here."""
     if device is None:
         return next((p.device for p in model.parameters()), torch.device("cpu"))

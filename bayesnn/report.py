@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bayesnn import plots
 from bayesnn.diagnostics import rhat
@@ -115,8 +116,11 @@ def _bands(comparison: Comparison, fitted: dict[str, Fitted]) -> Any:
     return axes[0].figure
 
 
-def _sampler_figures(comparison: Comparison, one: Fitted, name: str) -> dict[str, Any]:
-    """Traces of four predictions from easy to hard, and R-hat of all: the function converges, weights need not."""
+def four_predictions(comparison: Comparison, one: Fitted) -> tuple[Tensor, Tensor, list[str]]:
+    """The draws of the predictions at the test rows, those of four from hard to easy, and the names of the four.
+
+    (chain, draw, batch) or (chain, draw, batch, class); (chain, draw, 4).
+    """
     test = comparison.test
     draws = one.posterior.predict(test.x[:_DIAGNOSED_ROWS]).draws  # (chain, draw, batch) or (chain, draw, batch, class)
     order = draws.flatten(0, 1).var(0).reshape(draws.shape[2], -1).sum(1).argsort()  # rows by the spread of their draws
@@ -128,6 +132,12 @@ def _sampler_figures(comparison: Comparison, one: Fitted, name: str) -> dict[str
     else:
         values = draws[:, :, chosen]
         names = [f"test row {row}: mean" for row in chosen]
+    return draws, values, names
+
+
+def _sampler_figures(comparison: Comparison, one: Fitted, name: str) -> dict[str, Any]:
+    """Traces of four predictions, and R-hat of all: the function converges, weights need not."""
+    draws, values, names = four_predictions(comparison, one)
     figures = {"traces": plots.traces(values, names)[0].figure}
     if draws.shape[0] > 1:
         ax = plots.rhat_histogram(rhat(draws))

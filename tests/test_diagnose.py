@@ -44,6 +44,7 @@ def test_draws_of_the_posterior_are_said_to_be_such():
     assert found.disagree == 0
     assert found.verdict.startswith("the chains agree at every input, with ")
     assert ";" not in found.verdict
+    assert found.sound
     assert (found.ess_bulk > 400).all()
     value, error = found.configurational_temperature
     assert abs(value - 1) < 4 * error
@@ -61,9 +62,11 @@ def test_gradients_tell_the_temperature(temperature):
 
 
 def test_draws_that_are_too_hot_or_too_cold_are_found_out():
-    hot = posterior(draws(2.5), temperature=1.0).diagnose(X).verdict
+    found = posterior(draws(2.5), temperature=1.0).diagnose(X)
+    hot = found.verdict
     assert "but the draws are at temperature 2." in hot
     assert hot.endswith("and not 1: lower lr, or raise batch_size")
+    assert not found.sound
     cold = posterior(draws(0.2), temperature=1.0).diagnose(X).verdict
     assert "the burn-in was too short" in cold
 
@@ -83,6 +86,7 @@ def test_a_chain_elsewhere_is_found_out():
     found = posterior(draws(shift=3.0), temperature=1.0).diagnose(X)
     assert found.disagree > 0.5
     assert found.verdict.startswith(f"the chains disagree on {found.disagree:.0%} of the inputs: run longer")
+    assert not found.sound
 
 
 def test_few_draws_are_found_out():
@@ -92,12 +96,14 @@ def test_few_draws_are_found_out():
         == f"the chains agree, but there are only {found.ess_bulk.min():.0f} effective draws somewhere: run longer"
     )
     assert np.isnan(found.chainwise_rhat).all()
+    assert not found.sound
 
 
 def test_one_chain_and_one_that_drifts():
     alone = posterior(draws(chains=1)).diagnose(X)
     assert alone.verdict == "one chain cannot show that it has found all of the posterior: fit with chains=4"
     assert np.isnan(alone.rhat).all()
+    assert not alone.sound
     w = MEAN + torch.linspace(-3, 3, 200).double()[:, None]
     drifting = posterior([Draws({"net.weight": w[:, None]})]).diagnose(X)
     assert "disagrees with itself on" in drifting.verdict
@@ -131,8 +137,11 @@ def test_of_a_factorised_q_it_is_the_closed_form():
     assert found.elbo < found.importance_bound < LOG_EVIDENCE + 0.05
     assert found.khat < 0.7
     assert found.verdict.startswith("q is near the posterior (k-hat ")
+    assert found.sound
     narrow = NormalSource({"net.weight": MEAN[None]}, {"net.weight": sd.log()[None] - 1.5})
-    assert "too far to be corrected" in posterior([narrow]).diagnose(X, draws=2000).verdict
+    far = posterior([narrow]).diagnose(X, draws=2000)
+    assert "too far to be corrected" in far.verdict
+    assert not far.sound
 
 
 def test_a_low_rank_density_is_that_of_its_covariance():
@@ -151,6 +160,7 @@ def test_of_many_weights_khat_means_nothing():
     found = fitted.diagnose(x, draws=20)
     assert found.khat is None
     assert found.verdict.endswith("k-hat means nothing with 222 weights: compare with a sampler")
+    assert not found.sound
     assert math.isfinite(found.elbo)
     assert "not meaningful" in str(found)
 

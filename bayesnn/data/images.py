@@ -118,7 +118,7 @@ def find_file(image_set: ImageSet, file: str, directory: str | Path | None) -> P
     """
     folder = directory if directory is not None else os.environ.get(ENVIRONMENT) or None
     if folder is not None:
-        for path in _candidates(Path(folder), image_set, file):
+        for path in candidates(Path(folder), image_set, file):
             if path.is_file():
                 return path
     looked = (
@@ -140,7 +140,8 @@ def find_file(image_set: ImageSet, file: str, directory: str | Path | None) -> P
         ) from error
 
 
-def _candidates(folder: Path, image_set: ImageSet, file: str) -> Iterator[Path]:
+def candidates(folder: Path, image_set: ImageSet, file: str) -> Iterator[Path]:
+    """Where in ``folder`` a file of the set may lie, the likeliest first."""
     plain = file.removesuffix(".gz")
     yield folder / image_set.name / file
     yield folder / image_set.name / plain

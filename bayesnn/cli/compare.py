@@ -1,62 +1,23 @@
-"""The ``bayesnn`` command: a thin skin over the library."""
+"""``bayesnn compare``: many methods on the same budget."""
 
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+from bayesnn.cli._app import app, command
+from bayesnn.cli._app import one_line_errors as _one_line_errors
 
 
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Errors of the user, and warnings, are one line on standard error; a traceback is for faults of the library."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = _show_warning
-        try:
-            yield
-        except (ValueError, TypeError, OSError) as error:
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
-            raise typer.Exit(2) from error
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print("warning:", " ".join(str(message).split()), file=sys.stderr)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from bayesnn import __version__
-
-        print(f"bayesnn {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    """Bayesian neural networks in PyTorch."""
-
-
-@app.command()
-def data() -> None:
-    """List the data sets that have a name."""
-    from bayesnn.data import names
-
-    print("\n".join(names()))
-
-
-@app.command()
+@command(
+    app,
+    "bayesnn compare digits --out results",
+    "bayesnn compare diabetes --methods map,vi,sgld --epochs 40 --seeds 0 --seeds 1",
+    "bayesnn compare moons --config compare.toml",
+)
 def compare(
     data: Annotated[str, typer.Argument(help="Name of a data set: see `bayesnn data`.")],
     net: Annotated[
@@ -103,8 +64,3 @@ def compare(
         if out is not None:
             result.save(out)
             print(f"\nThe report is {out / 'report.html'}; table, numbers and pictures are in {out}")
-
-
-def main() -> None:
-    """Entry point of the ``bayesnn`` command."""
-    app()
