@@ -27,6 +27,8 @@ def read_inputs(run: Run, path: Path, resize: bool = False) -> tuple[list[str] |
         If it is none of the three, or does not fit the run: the error names the column, the line or the file.
     """
     labels = None
+    if not path.exists():
+        raise FileNotFoundError(f"Expected a CSV file, a .npy file or a folder, got {path}: there is no such file.")
     if path.is_dir():
         if len(run.in_shape) != 3:
             raise ValueError(f"Expected a CSV or .npy file for a net without images, got the folder {path}: give one.")
@@ -39,8 +41,6 @@ def read_inputs(run: Run, path: Path, resize: bool = False) -> tuple[list[str] |
         if run.columns is None:
             raise ValueError(f"Expected a folder of images or a .npy file for a net of images, got {path}: give one.")
         x = read_table(path).numbers(run.columns)
-    elif not path.exists():
-        raise FileNotFoundError(f"Expected a CSV file, a .npy file or a folder, got {path}: there is no such file.")
     else:
         raise ValueError(f"Expected a CSV file, a .npy file or a folder of images, got {path}: convert it.")
     return labels, run.inputs.forward(x if x.is_floating_point() else x.double())

@@ -202,13 +202,13 @@ def test_other_bad_input_is_refused(refused, digits, moons, priced, houses, scan
     assert "without run.json" in refused("predict", empty, houses)
     assert "without images, got the folder" in refused("predict", moons, folder)
     assert "Expected a folder of images or a .npy file" in refused("predict", digits, houses)
-    assert "there is no such file" in refused("predict", priced, tmp_path / "gone.txt")
-    assert "gone.csv" in refused("predict", priced, tmp_path / "gone.csv")
+    for name in ("gone.txt", "gone.csv", "gone.npy"):
+        assert f"{name}: there is no such file" in refused("predict", priced, tmp_path / name)
     assert "convert it" in refused("predict", priced, priced / "run.json")
     assert "Expected level in (0, 1), got 1.0" in refused("predict", priced, houses, "--level", "1")
     assert "Expected draws to be an integer >= 1" in refused("predict", priced, houses, "--draws", "0")
     assert "Expected seed to be an integer >= 0" in refused("predict", priced, houses, "--seed", "-1")
-    assert "got none: leave it out" not in refused("predict", priced, houses, "--resize")
+    assert "Expected a folder of images with --resize" in refused("predict", priced, houses, "--resize")
     assert "than the inputs" in refused("predict", priced, houses, "--out", houses)
     assert "a folder that is there" in refused("predict", priced, houses, "--out", tmp_path / "no" / "out.csv")
 
