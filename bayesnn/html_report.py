@@ -32,6 +32,16 @@ CAPTIONS = {
         "From left to right ever more of the most doubtful rows are left unanswered. The curve of a model that knows "
         "where it fails climbs early.",
     ),
+    "confusion": (
+        "Which classes are taken for which?",
+        "Of the last method. Off the diagonal are the errors: a dark cell there is a pair of classes that the net "
+        "cannot tell apart.",
+    ),
+    "cost": (
+        "What does it cost, and what does it give?",
+        "Down and to the left is better; the mean of all seeds, with whiskers of one standard error. Seconds are those "
+        "of the fit on this machine, and predicting is not in them.",
+    ),
     "shift_curves": (
         "When the images change",
         "The mean over kinds of shift and all seeds, with a bar of one standard error: accuracy falls for everybody; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,19 +20,20 @@ if TYPE_CHECKING:
 
 DPI = 150
 _DIAGNOSED_ROWS, _GRID = 1000, 200  # the first is of what costs a diagnostic for each row
+_MOST_CLASSES = 20  # in a confusion matrix: of more, nothing can be read
 
 
 def pictures(comparison: Comparison, net: str, directory: Path) -> list[Path]:
     """Draw what the data and the methods of one net allow; returns the files that were written (PNG, 150 dpi).
 
-    Always training_curves.png. Classes: reliability.png, accuracy_rejection.png (rejecting by the total predictive
-    uncertainty), entropy.png where there are data from elsewhere, certainty.png for images, and shift_curves.png and
-    shift_kinds.png where shifted images were scored (these of all seeds). One real target of one
-    input: band.png. Samplers: traces.png and rhat.png, of predictions on the test part.
+    Always training_curves.png, and cost.png of all seeds. Classes: reliability.png, accuracy_rejection.png (rejecting
+    by the total predictive uncertainty), confusion.png, entropy.png where there are data from elsewhere, certainty.png
+    for images, and shift_curves.png and shift_kinds.png where shifted images were scored (these of all seeds). One real
+    target of one input: band.png. Samplers: traces.png and rhat.png, of predictions on the test part.
     """
     directory.mkdir(parents=True, exist_ok=True)
     fitted = {method: one for (name, method), one in comparison.fitted.items() if name == net}
-    figures = {"training_curves": _training_curves(fitted)}
+    figures = {"training_curves": _training_curves(fitted), "cost": _cost(comparison, net)}
     if comparison.settings["kind"] == "classes":
         figures |= _class_figures(comparison, fitted)
     elif comparison.train.x[0].numel() == 1 and comparison.test.y.dim() == 1:
@@ -51,6 +53,17 @@ def pictures(comparison: Comparison, net: str, directory: Path) -> list[Path]:
         paths.append(directory / f"{safe}.png")
         figure.savefig(paths[-1], dpi=DPI)
     return paths
+
+
+def _cost(comparison: Comparison, net: str) -> Any:
+    """NLL against seconds; of a method that failed with some seeds, those with which it did not."""
+    points: dict[str, tuple[list[float], list[float]]] = {}
+    for row in comparison.rows:
+        if row["net"] == net and math.isfinite(row["nll"]) and math.isfinite(row["seconds"]):
+            seconds, nll = points.setdefault(row["method"], ([], []))
+            seconds.append(row["seconds"])
+            nll.append(row["nll"])
+    return plots.nll_against_seconds(points).figure
 
 
 def _training_curves(fitted: dict[str, Fitted]) -> Any:
@@ -82,11 +95,15 @@ def _class_figures(comparison: Comparison, fitted: dict[str, Fitted]) -> dict[st
         labels = (f"{test.name or 'data'}, test part", label)
         axes = plots.entropy_histogram(entropy, outside, labels=labels, max_entropy=top)
         figures["entropy"] = axes[0].figure
+    # The last method is the one that the others lead up to.
+    name, one = list(fitted.items())[-1]
+    classes = test.classes or tuple(str(k) for k in range(max(2, one.mean.shape[-1] if one.mean.dim() > 1 else 2)))
+    if len(classes) <= _MOST_CLASSES:
+        ax = plots.confusion_matrix(one.mean, test.y, classes)
+        ax.set_title(f"{name}: {ax.get_title()}")
+        figures["confusion"] = ax.figure
     if len(train.in_shape) == 3 and train.in_shape[0] in (1, 3):
-        # The last method is the one that the others lead up to.
-        name, one = list(fitted.items())[-1]
         images = test.x if test.inputs is None else test.inputs.inverse(test.x)
-        classes = test.classes or tuple(str(k) for k in range(one.mean.shape[1]))
         gallery = plots.certainty_gallery(images, one.mean, test.y, entropy[name], classes)
         gallery[0, 0].figure.suptitle(f"{name}: most and least certain, by predictive entropy", fontsize=14)
         figures["certainty"] = gallery[0, 0].figure

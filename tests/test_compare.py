@@ -149,7 +149,10 @@ def test_a_name_that_no_file_can_have_is_no_hindrance(tmp_path):
 def test_saved_folder_has_the_table_and_a_picture_of_each_kind_for_each_net(two_nets):
     result, out = two_nets
     assert result.table() in (out / "table.md").read_text()
-    expected = {"training_curves", "reliability", "accuracy_rejection", "entropy", "certainty", "traces", "rhat"}
+    expected = {
+        "training_curves", "cost", "reliability", "accuracy_rejection", "confusion", "entropy", "certainty", "traces",
+        "rhat",
+    }  # fmt: skip
     for net in ("mlp", "flat"):
         assert {path.stem for path in (out / net).iterdir()} == expected
         assert all(is_png(path) for path in (out / net).iterdir())
@@ -170,7 +173,7 @@ def test_regression_scores_and_band(tmp_path):
     assert row["crps"] == pytest.approx(bnn.metrics.crps_samples(samples, test.y), abs=5 * error)
     assert {path.name for path in tmp_path.iterdir()} == {
         "table.md", "results.json", "results.csv", "report.html",
-        "training_curves.png", "band.png", "traces.png", "rhat.png",
+        "training_curves.png", "cost.png", "band.png", "traces.png", "rhat.png",
     }  # fmt: skip
     assert is_png(tmp_path / "band.png")
 

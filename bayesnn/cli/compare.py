@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bayesnn.cli._app import app, command
-from bayesnn.cli._app import one_line_errors as _one_line_errors
+from bayesnn.cli._app import app, command, one_line_errors
 
 
 @command(
@@ -43,7 +42,7 @@ def compare(
     progress: Annotated[bool, typer.Option(help="Show progress on standard error.")] = True,
 ) -> None:
     """Fit one net with many methods on the same budget, print their scores, and write the report."""
-    with _one_line_errors():
+    with one_line_errors():
         from bayesnn.compare import compare as run
         from bayesnn.compare_setup import check_folder
 
@@ -64,3 +63,5 @@ def compare(
         if out is not None:
             result.save(out)
             print(f"\nThe report is {out / 'report.html'}; table, numbers and pictures are in {out}")
+        if result.interrupted:
+            raise typer.Exit(130)

@@ -144,3 +144,18 @@ def test_the_installed_command_has_no_traceback_either():
     assert done.returncode == 2
     assert done.stderr.startswith("error: Unknown data set 'nothing'")
     assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_prints_what_is_complete_and_says_so_by_its_code(monkeypatch):
+    done = []
+
+    def fit(*arguments, **options):
+        if done:
+            raise KeyboardInterrupt
+        done.append(1)
+        return bnn.fit(*arguments, **options)
+
+    monkeypatch.setitem(bnn.compare.__globals__, "fit", fit)
+    result = run(*SHORT)
+    assert result.exit_code == 130
+    assert [line.split("|")[1].strip() for line in result.stdout.splitlines()] == ["method", "------", "map"]
