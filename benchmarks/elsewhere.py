@@ -29,7 +29,8 @@ from bayesnn.data.shift import SEVERITIES, SHIFTS, shift
 
 ELSEWHERE = {"mnist": "notmnist", "fashion-mnist": "mnist"}
 EPOCHS, BATCH, MEMBERS = 10, 128, 4
-SHIFTED_ROWS, SHIFTED_DRAWS = 2000, 32  # of all chains: there are twenty shifted sets
+DRAWS = 48  # of all chains
+SHIFTED_ROWS, SHIFTED_DRAWS = 1000, 16  # there are twenty shifted sets
 DROPOUT = 0.1
 Result = dict[str, Any]
 
@@ -94,8 +95,9 @@ METHODS = tuple(Fits.methods(Fits(bnn.data.Data(torch.zeros(1, 1), torch.zeros(1
 
 def scored(posterior: bnn.Posterior, test: bnn.data.Data, other: Tensor) -> Result:
     """Scores on the test part, areas against the other images, and scores against the severity of each shift."""
-    predictive = posterior.predict(test.x)
-    inside, outside = predictive.scores(), posterior.predict(other).scores()
+    draws = max(1, DRAWS // posterior.num_chains)
+    predictive = posterior.predict(test.x, draws=draws)
+    inside, outside = predictive.scores(), posterior.predict(other, draws=draws).scores()
     raw = test.x if test.inputs is None else test.inputs.inverse(test.x)
     raw, y = raw[:SHIFTED_ROWS], test.y[:SHIFTED_ROWS]
     curves = {}
@@ -150,6 +152,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("results/elsewhere.json"))
+    parser.add_argument("--rows", type=int, help="of the training and test parts, for a trial run")
     parser.add_argument("--picture", type=Path, help="scores against the severity, in the mean over kinds and seeds")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -158,7 +161,8 @@ def main() -> None:
     for seed in arguments.seeds:
         for name in arguments.data:
             train, test = bnn.data.load(name)
-            other = bnn.data.load_test(ELSEWHERE[name], like=train).x
+            other = bnn.data.load_test(ELSEWHERE[name], like=train).x[: arguments.rows]
+            train, test = (part.subset(range(arguments.rows or len(part))) for part in (train, test))
             fits = Fits(train, seed)
             for method, fit in fits.methods().items():
                 kept = results.setdefault(name, {}).setdefault(method, {})

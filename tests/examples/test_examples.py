@@ -69,3 +69,18 @@ def test_drifting_stream_prints_the_scores_and_draws_them(run, tmp_path):
     assert (scope["scores"][:, :, 0] == scope["scores"][0, :, 0]).all()
     assert len(set(scope["scores"][:, 0, 1])) == 3
     assert imread(tmp_path / "here" / "drifting_stream.png").shape[0] > 100
+
+
+def test_rotated_digit_prints_the_entropies_and_draws_them(run, tmp_path):
+    scope, printed = run("rotated_digit.py", "--rows", "200", "--epochs", "2", "--out", "here")
+    rows = [re.split(r"\s{2,}", line) for line in printed.splitlines()[1:]]
+    assert [row[0] for row in rows] == list(scope["posteriors"])
+    for name, accuracy, nll, upright, _ in rows:
+        posterior, test = scope["posteriors"][name], scope["test"]
+        probs = posterior.predict(test.x, draws=25).mean
+        assert float(accuracy) == pytest.approx(float((probs.argmax(1) == test.y).double().mean()), abs=5.1e-4)
+        assert float(nll) == pytest.approx(-float(probs[range(len(probs)), test.y].log().mean()), abs=5.1e-4)
+        assert float(upright) == pytest.approx(float(posterior.predict(scope["image"][None]).total), abs=5.1e-4)
+    entropy = scope["posteriors"]["MAP"].predict(test.x[test.y == 3]).total
+    assert float(rows[0][3]) == pytest.approx(float(entropy.min()), abs=5.1e-4)  # the surest of its kind
+    assert imread(tmp_path / "here" / "rotation.png").shape[0] > 100
