@@ -102,12 +102,12 @@ def finish(ax: Axes, legend: bool = True) -> None:
         width, height = ax.bbox.width / ax.figure.dpi, ax.bbox.height / ax.figure.dpi
         # 0.55 inch clears the ticks and the x label, whatever the height of the axes.
         ax.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.55 / height), fontsize=11, frameon=False,
-                  ncols=_columns(labels, width), handlelength=2.4, columnspacing=1.2, borderaxespad=0)  # fmt: skip
+                  ncols=_columns(labels, width, 11), handlelength=2.4, columnspacing=1.2, borderaxespad=0)  # fmt: skip
 
 
-def _columns(labels: Sequence[str], width: float) -> int:
-    """As many columns of a legend as fit into a width in inches: 0.085 to a letter, 0.6 to a handle."""
-    letters = [0.6 + 0.085 * len(label) for label in labels]
+def _columns(labels: Sequence[str], width: float, size: float) -> int:
+    """As many columns of a legend in letters of ``size`` points as fit into a width in inches."""
+    letters = [(0.058 + 0.0077 * len(label)) * size for label in labels]  # a handle, and the letters
     columns = len(labels)
     while columns > 1 and sum(max(letters[i::columns]) for i in range(columns)) > width:
         columns -= 1
@@ -133,5 +133,6 @@ def share_legend(panels: AxesArray, made: bool) -> None:
             panel.get_legend().remove()
     if made:
         figure = panels[0].figure
-        columns = _columns(labels, figure.get_figwidth())
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=12, frameon=False)
+        columns = _columns(labels, figure.get_figwidth(), 12)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=12, frameon=False,
+                      handlelength=2.4, columnspacing=1.2)  # fmt: skip
