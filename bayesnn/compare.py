@@ -52,6 +52,7 @@ def compare(
     validation: Any = 0.1,
     ood: str | bd.Data | Tensor | None = None,
     shifts: bool = False,
+    device: str | None = None,
     out: str | Path | None = None,
     directory: str | Path | None = None,
     progress: bool = True,
@@ -83,6 +84,7 @@ def compare(
         in random order.
     shifts : whether to score the test images (the first 1,000) also turned, moved, noisy and blurred, at each severity:
         :func:`bayesnn.data.shift`. For classes and images.
+    device : to fit on, see :func:`bayesnn.fit`; by default that of the nets as they are made, the CPU.
     out : folder to save to, see :meth:`Comparison.save`.
     directory : where data files lie, see :func:`bayesnn.data.load`.
     progress : a line and a bar to each fit, on standard error.
@@ -129,11 +131,11 @@ def compare(
         "likelihood": likelihood.config(),
         "budget": budget, "epochs": epochs, "batch_size": batch_size, "seeds": seeds,
         "validation": float(validation) if is_real(validation) else None,
-        "ood": outside[0] if outside is not None else None, "threads": torch.get_num_threads(),
+        "ood": outside[0] if outside is not None else None, "device": device, "threads": torch.get_num_threads(),
         "call": python_call(arguments, defaults), "command": command_line(arguments, defaults, torch.get_num_threads()),
         "versions": versions(),
     }, {}, train, test, outside)  # fmt: skip
-    how: dict[str, Any] = {"batch_size": batch_size, "validation": validation}
+    how: dict[str, Any] = {"batch_size": batch_size, "validation": validation, "device": device}
     planned: dict[tuple[str, str], int] = {}  # epochs, measured with the first seed
     try:
         for seed, (net_name, make), (name, (method, chains)) in itertools.product(
@@ -175,8 +177,8 @@ def compare(
                 continue
             predictive = posterior.predict(test.x)
             row |= score(predictive, test.y, likelihood.kind)
-            total = predictive.total if likelihood.kind == "classes" else None
-            entropy = posterior.predict(outside[1]).total if outside is not None else None
+            total = predictive.total.cpu() if likelihood.kind == "classes" else None
+            entropy = posterior.predict(outside[1]).total.cpu() if outside is not None else None
             if total is not None and entropy is not None:
                 row["ood_auroc"] = auroc(total, entropy)
             under_shift = [
@@ -188,7 +190,7 @@ def compare(
             row["gradient_evaluations"] = sum(posterior.info["gradient_evaluations"])
             # One seed's posteriors are kept: the draws of a sampler are the large part.
             if seed == seeds[0]:
-                comparison.fitted[key] = Fitted(posterior, predictive.mean, total, entropy)
+                comparison.fitted[key] = Fitted(posterior, predictive.mean.cpu(), total, entropy)
             comparison.rows.append(row)
             comparison.shifted += under_shift
     except KeyboardInterrupt:  # in a fit, between fits or while scoring: what is whole is kept

@@ -159,6 +159,7 @@ def score(predictive: Predictive, y: Tensor, kind: str = "classes") -> dict[str,
     Classes: accuracy, NLL (nats a row), Brier and ECE of the mixture's probabilities. Otherwise RMSE of the mean, NLL
     of the mixture's density, CRPS of 1,000 samples, and the share of targets between the 5 % and 95 % quantiles.
     """
+    y = y.to(predictive.mean.device)
     if kind == "classes":
         return metrics.classification_table(predictive.mean, y)
     y = y.view_as(predictive.mean)

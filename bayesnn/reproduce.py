@@ -7,7 +7,16 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-_OPTIONS = ("net", "methods", "epochs", "batch_size", "budget", "seeds", "shifts")  # that the command has as well
+_OPTIONS = (
+    "net",
+    "methods",
+    "epochs",
+    "batch_size",
+    "budget",
+    "seeds",
+    "shifts",
+    "device",
+)  # that the command has as well
 
 
 def python_call(arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:

@@ -35,6 +35,9 @@ def compare(
     shifts: Annotated[
         bool, typer.Option("--shifts", help="Score turned, moved, noisy and blurred test images as well.")
     ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: the GPU where there is one. Default: cpu.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the report (report.html), the numbers and the pictures.")
     ] = None,
@@ -51,7 +54,9 @@ def compare(
 
         names = [name.strip() for name in methods.split(",") if name.strip()]
         how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "budget": budget, "seeds": tuple(seeds)}
-        result = run(data, net or None, names, **how, shifts=shifts, directory=data_dir, progress=progress)
+        result = run(
+            data, net or None, names, **how, shifts=shifts, device=device, directory=data_dir, progress=progress
+        )
         if not result.rows:
             raise typer.Exit(130)
         if sys.stdout.isatty():

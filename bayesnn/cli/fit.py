@@ -102,7 +102,7 @@ def fit(
             raise typer.Exit(INTERRUPTED if posterior.info["error"] is None else 2)
         if source.test is not None:
             predictive = posterior.predict(source.test.x)
-            scores = score(predictive, source.test.y.to(predictive.mean.device), likelihood.kind)
+            scores = score(predictive, source.test.y, likelihood.kind)
             # JSON has neither NaN nor infinity.
             description["scores"] = {key: value if math.isfinite(value) else None for key, value in scores.items()}
             _runs.describe(out, posterior, source, description)

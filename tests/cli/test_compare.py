@@ -33,15 +33,15 @@ def test_compare_prints_the_table_and_saves_the_same(tmp_path):
 
 def test_budget_and_shifts_arrive(tmp_path):
     command = ["compare", "digits", "--net", "mlp", "--methods", "map", "--epochs", "2", "--no-progress"]
-    result = run(*command, "--budget", "gradients", "--shifts", "--out", str(tmp_path))
+    result = run(*command, "--budget", "gradients", "--shifts", "--device", "cpu", "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
     saved = json.loads((tmp_path / "results.json").read_text())
-    assert saved["budget"] == "gradients"
+    assert (saved["budget"], saved["device"]) == ("gradients", "cpu")
     assert {row["kind"] for row in saved["shifted"]} == set(bnn.data.SHIFTS)
     assert str(tmp_path / "report.html") in result.stdout.splitlines()[-1]
     # What the report says to type is what was typed.
     words = shlex.split(saved["command"])
-    assert words[1:] == ["bayesnn", *command[:-1], "--budget", "gradients", "--shifts"]
+    assert words[1:] == ["bayesnn", *command[:-1], "--budget", "gradients", "--shifts", "--device", "cpu"]
     assert words[0] == f"OMP_NUM_THREADS={saved['threads']}"
 
 
