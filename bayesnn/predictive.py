@@ -147,6 +147,20 @@ class Predictive:
             parts.append({name: score.view(logits.shape[1:-1]) for name, score in found.items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
+    def class_variances(self) -> tuple[Tensor, Tensor]:
+        """(aleatoric, epistemic) of each class, each as ``mean`` is: variances of the indicator of the class.
+
+        E[p_k (1 - p_k)] and Var(p_k) over the draws, 1/S, which add up to m_k (1 - m_k) with m the mixture: the
+        diagonal of the decomposition of Kwon, Won, Kim & Paik 2020 (Computational Statistics & Data Analysis 142).
+        """
+        self._class_probs("class_variances()")
+        parts = []
+        for _, params in self._blocks():
+            probs = self._model.likelihood.mean(params).double()
+            parts.append(((probs * (1 - probs)).mean(0), probs.var(0, correction=0)))
+        aleatoric, epistemic = (torch.cat(each) for each in zip(*parts, strict=True))
+        return aleatoric, epistemic
+
     def pit(self, y: Any) -> Tensor:
         """P(target <= y | x, D), (batch, ...): uniform over targets that came true, where the predictions are right.
 

@@ -666,6 +666,21 @@ def test_decisions_are_those_of_greatest_expected_utility():
         predictive.decide(torch.ones(3, 2))
 
 
+@pytest.mark.parametrize("likelihood", [likelihoods.Categorical(), likelihoods.Bernoulli()])
+def test_the_variances_of_each_class_add_up_to_the_mixtures(likelihood):
+    model = bnn.BayesianModel(nn.Linear(1, 3), likelihood=likelihood).double()
+    bias = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    posterior = Posterior(model, [Draws({"net.weight": torch.zeros(5, 3, 1).double(), "net.bias": bias})], 10)
+    predictive = posterior.predict(torch.zeros(2, 1))
+    probs = (bias.softmax(1) if isinstance(likelihood, likelihoods.Categorical) else bias.sigmoid()).numpy()
+    aleatoric, epistemic = predictive.class_variances()
+    np.testing.assert_allclose(aleatoric, np.tile((probs * (1 - probs)).mean(0), (2, 1)))
+    np.testing.assert_allclose(epistemic, np.tile(probs.var(0), (2, 1)))
+    torch.testing.assert_close(aleatoric + epistemic, predictive.mean * (1 - predictive.mean))
+    with pytest.raises(ValueError, match=r"Expected classes for .class_variances\(\), got a real target"):
+        Known(likelihoods.Normal(scale=0.5)).posterior.predict(X).class_variances()
+
+
 def test_decisions_on_real_targets_are_those_of_the_newsvendor():
     """Of a stock b the profit is 3 min(b, y) - b: best is the 2/3 quantile of y, whose profit has a closed form."""
     model = bnn.BayesianModel(nn.Linear(1, 1), likelihood=likelihoods.Normal(scale=0.5))
