@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import peers
 import torch
-from nets import ResNet20
 from step import STEADY, Step, fit_against_bare_loop, ours, plain, time_interleaved
 from torch import Tensor, nn
 
@@ -76,7 +75,7 @@ def cases() -> dict[str, Case]:
             bnn.nets.MLP(784, (400, 400), 10), torch.randn(128, 784, generator=x), bounds(1.7, 2.5, 2.8, 1.7, 2.0)
         ),
         "ResNet-20 with group norm, batch 64": Case(
-            ResNet20("group"), torch.randn(64, 3, 32, 32, generator=x), bounds(1.1, 2.3, 2.2, 1.05, 1.1)
+            bnn.nets.ResNet(20, norm="group"), torch.randn(64, 3, 32, 32, generator=x), bounds(1.1, 2.3, 2.2, 1.05, 1.1)
         ),
     }
 

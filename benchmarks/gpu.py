@@ -23,7 +23,6 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from nets import ResNet20
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -138,7 +137,10 @@ def main() -> None:
     print(
         "| net, batch | step | steps a second | to SGD (quartiles) | TFLOP/s | share of the peak |\n" + "|---" * 6 + "|"
     )
-    for title, net, shape in (("LeNet5", bnn.nets.LeNet5(), (1, 28, 28)), ("ResNet-20", ResNet20(), (3, 32, 32))):
+    for title, net, shape in (
+        ("LeNet5", bnn.nets.LeNet5(), (1, 28, 28)),
+        ("ResNet-20", bnn.nets.ResNet(20, norm="batch"), (3, 32, 32)),
+    ):
         for batch in arguments.batches:
             x = torch.randn(batch, *shape, generator=inputs).to(device)
             y = torch.randint(10, (batch,), generator=inputs).to(device)

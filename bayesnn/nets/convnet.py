@@ -1,4 +1,4 @@
-"""Plain convolutional network: blocks of convolution, activation and max-pooling, then dense layers."""
+"""Plain convolutional network: blocks of convolution, activation and pooling, then dense layers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from bayesnn.errors import fraction
+from bayesnn.errors import fraction, unknown
 from bayesnn.nets._shapes import (
     Activation,
     activation_factory,
@@ -17,10 +17,14 @@ from bayesnn.nets._shapes import (
     positive,
     positives,
 )
+from bayesnn.nets.maxout import Maxout
+from bayesnn.nets.norms import norm_and_activation
+
+POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
 
 
 class ConvNet(nn.Module):
-    """Blocks of convolution, activation and max-pooling, then dense layers with an activation after each but the last.
+    """Blocks of convolution, activation and pooling, then dense layers with an activation after each but the last.
 
     Parameters
     ----------
@@ -33,7 +37,7 @@ class ConvNet(nn.Module):
     kernel_size : int or sequence of int
         Side of the square kernel, for all blocks or for each.
     pool : int or sequence of int
-        Side and stride of the max-pooling, for all blocks or for each; 1 is none.
+        Side and stride of the pooling, for all blocks or for each; 1 is none.
     dense : sequence of int
         Widths of the hidden dense layers; ``()`` goes straight from the last block to the outputs.
     activation : str or callable
@@ -43,6 +47,17 @@ class ConvNet(nn.Module):
         dense layer. 0 adds no dropout layers.
     padding : {"same", "valid"}
         "same" pads the convolutions with zeros to keep the size, "valid" loses ``kernel_size - 1`` pixels.
+    stride : int or sequence of int
+        Of the convolutions, for all blocks or for each.
+    pooling : {"max", "average"}
+    norm : {"frn", "group", "batch"}, optional
+        Between convolution and activation, see :class:`bayesnn.nets.ResNet` for what a posterior wants; "frn" brings
+        its own activation. None by default.
+    maxout : int
+        Above 1 each block has so many times its channels, and the largest of each group (:class:`bayesnn.nets.Maxout`)
+        takes the place of the activation.
+    global_average : bool
+        Whether the dense layers see the average of each map of the last block, instead of all of its pixels.
 
     Raises
     ------
@@ -74,6 +89,11 @@ class ConvNet(nn.Module):
         activation: Activation = "relu",
         dropout: float = 0.0,
         padding: Literal["same", "valid"] = "same",
+        stride: int | Sequence[int] = 1,
+        pooling: Literal["max", "average"] = "max",
+        norm: str | None = None,
+        maxout: int = 1,
+        global_average: bool = False,
     ) -> None:
         super().__init__()
         self.in_shape = image_shape(in_shape)
@@ -85,19 +105,33 @@ class ConvNet(nn.Module):
         pools = per_block("pool", pool, len(widths))
         if padding not in ("same", "valid"):
             raise ValueError(f"padding: expected 'same' or 'valid', got {padding!r}: pass one of the two")
+        if pooling not in POOLS:
+            raise unknown("pooling", pooling, POOLS)
+        strides = per_block("stride", stride, len(widths))
+        groups = positive("maxout", maxout)
         make_activation = activation_factory(activation)
         dropout = fraction("dropout", dropout)
-        height, width = _map_size(self.in_shape, kernels, pools, padding)
+        height, width = _map_size(self.in_shape, kernels, strides, pools, padding)
+        self.global_average = global_average
 
         blocks: list[nn.Module] = []
         channels_in = self.in_shape[0]
-        for channels_out, kernel, side in zip(widths, kernels, pools, strict=True):
-            conv = nn.Conv2d(channels_in, channels_out, kernel, padding=_conv_padding(kernel, padding))
+        for channels_out, kernel, step, side in zip(widths, kernels, strides, pools, strict=True):
+            pad = _conv_padding(kernel, step, padding)
+            conv = nn.Conv2d(channels_in, channels_out * groups, kernel, stride=step, padding=pad)
             block = nn.Sequential()
             block.add_module("conv", conv)
-            block.add_module("act", make_activation())
+            make_norm, make_own = norm_and_activation(norm) if norm is not None else (None, None)
+            if make_norm is not None:
+                block.add_module("norm", make_norm(channels_out * groups))
+            if groups > 1:
+                block.add_module("act", Maxout(groups))
+            elif norm == "frn" and make_own is not None:
+                block.add_module("act", make_own(channels_out))
+            else:
+                block.add_module("act", make_activation())
             if side > 1:
-                block.add_module("pool", nn.MaxPool2d(side))
+                block.add_module("pool", POOLS[pooling](side))
             if dropout > 0.0:
                 block.add_module("dropout", nn.Dropout(dropout))
             blocks.append(block)
@@ -105,7 +139,7 @@ class ConvNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
         head: list[nn.Module] = []
-        width_in = channels_in * height * width
+        width_in = channels_in * (1 if global_average else height * width)
         for width_out in positives("dense", dense):
             head += [nn.Linear(width_in, width_out), make_activation()]
             if dropout > 0.0:
@@ -133,33 +167,36 @@ class ConvNet(nn.Module):
         """
         check_images("ConvNet", x, self.in_shape)
         maps: Tensor = self.blocks(x)  # (batch, channels[-1], height, width)
-        out: Tensor = self.head(maps.flatten(1))  # (batch, num_outputs)
+        out: Tensor = self.head(maps.mean((2, 3)) if self.global_average else maps.flatten(1))  # (batch, num_outputs)
         return out
 
 
-def _conv_padding(kernel: int, padding: str) -> int | str:
+def _conv_padding(kernel: int, stride: int, padding: str) -> int | str:
     if padding == "valid":
         return 0
+    if kernel % 2 == 0 and stride > 1:
+        raise ValueError(f"kernel_size: expected an odd one with padding 'same' and stride {stride}, got {kernel}")
     # An even kernel needs one zero more on one side, which only torch's own "same" can say.
     return kernel // 2 if kernel % 2 else "same"
 
 
 def _map_size(
-    in_shape: tuple[int, int, int], kernels: Sequence[int], pools: Sequence[int], padding: str
+    in_shape: tuple[int, int, int], kernels: Sequence[int], strides: Sequence[int], pools: Sequence[int], padding: str
 ) -> tuple[int, int]:
     """Return (height, width) after the last block, or raise ValueError where nothing is left of the map."""
-    shrink = [kernel - 1 if padding == "valid" else 0 for kernel in kernels]
+    reach = [kernel if padding == "valid" else 1 for kernel in kernels]  # pixels that the first output needs
     smallest = 1
-    for lost, pool in zip(reversed(shrink), reversed(pools), strict=True):
-        smallest = smallest * pool + lost
+    for first, stride, pool in zip(reversed(reach), reversed(strides), reversed(pools), strict=True):
+        smallest = (smallest * pool - 1) * stride + first
 
     _, height, width = in_shape
-    for block, (lost, pool) in enumerate(zip(shrink, pools, strict=True)):
-        if min(height, width) < pool + lost:
+    for block, (first, stride, pool) in enumerate(zip(reach, strides, pools, strict=True)):
+        needed = (pool - 1) * stride + first
+        if min(height, width) < needed:
             raise ValueError(
-                f"ConvNet: expected a map of at least {pool + lost}x{pool + lost} before block {block} (kernel_size "
+                f"ConvNet: expected a map of at least {needed}x{needed} before block {block} (kernel_size "
                 f"{kernels[block]}, pool {pool}, padding {padding!r}), got {height}x{width} from in_shape {in_shape}: "
                 f"images must be at least {smallest}x{smallest}, or take fewer blocks"
             )
-        height, width = (height - lost) // pool, (width - lost) // pool
+        height, width = (((side - first) // stride + 1) // pool for side in (height, width))
     return height, width

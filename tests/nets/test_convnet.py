@@ -90,3 +90,54 @@ def test_other_images_than_in_shape_are_refused():
         ValueError, match=r"ConvNet: expected images of shape \(batch, 3, 32, 32\), got \(2, 32, 32, 3\)"
     ):
         ConvNet((3, 32, 32), 10)(torch.zeros(2, 32, 32, 3))
+
+
+def test_strides_norms_and_poolings_are_the_formula():
+    net = ConvNet((2, 12, 12), 3, (6,), 3, 2, (), stride=2, pooling="average", norm="group", padding="valid")
+    x = torch.randn(2, 2, 12, 12, generator=torch.Generator().manual_seed(0))
+    p = dict(net.named_parameters())
+    h = F.conv2d(x, p["blocks.0.conv.weight"], p["blocks.0.conv.bias"], stride=2)
+    h = F.group_norm(h, 2, p["blocks.0.norm.weight"], p["blocks.0.norm.bias"]).relu()
+    h = F.avg_pool2d(h, 2)
+    torch.testing.assert_close(net(x), F.linear(h.flatten(1), p["head.0.weight"], p["head.0.bias"]))
+
+
+def test_maxout_takes_the_place_of_the_activation_and_a_global_average_that_of_the_pixels():
+    net = ConvNet((1, 8, 8), 3, (5,), 3, 2, (), maxout=4, global_average=True)
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    p = dict(net.named_parameters())
+    assert p["blocks.0.conv.weight"].shape == (20, 1, 3, 3)
+    h = F.conv2d(x, p["blocks.0.conv.weight"], p["blocks.0.conv.bias"], padding=1)
+    h = F.max_pool2d(h.unflatten(1, (5, 4)).amax(2), 2).mean((2, 3))
+    torch.testing.assert_close(net(x), F.linear(h, p["head.0.weight"], p["head.0.bias"]))
+
+
+def test_frn_brings_its_own_activation():
+    net = ConvNet((1, 8, 8), 3, (5,), norm="frn")
+    assert [name for name, _ in net.blocks[0].named_parameters()] == [
+        "conv.weight", "conv.bias", "norm.gamma", "norm.beta", "act.tau"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("stride", [2, (3, 1)])
+@pytest.mark.parametrize("side", [9, 24, 31])
+def test_any_stride_that_the_constructor_takes_works(padding, stride, side):
+    try:
+        net = ConvNet((2, side, side), 5, channels=(3, 4), kernel_size=(5, 3), pool=2, padding=padding, stride=stride)
+    except ValueError as error:
+        smallest = int(str(error).split("images must be at least ")[1].split("x")[0])
+        assert side < smallest
+        net = ConvNet((2, smallest, smallest), 5, (3, 4), (5, 3), 2, padding=padding, stride=stride)
+        with pytest.raises(ValueError, match="images must be at least"):
+            ConvNet((2, smallest - 1, smallest), 5, (3, 4), (5, 3), 2, padding=padding, stride=stride)
+    assert net(torch.zeros(2, *net.in_shape)).shape == (2, 5)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="expected an odd one with padding 'same' and stride 2, got 4"):
+        ConvNet((1, 28, 28), 10, (8,), 4, stride=2)
+    with pytest.raises(ValueError, match="pooling"):
+        ConvNet((1, 28, 28), 10, (8,), pooling="median")
+    with pytest.raises(ValueError, match="norm"):
+        ConvNet((1, 28, 28), 10, (8,), norm="layer")
