@@ -24,7 +24,16 @@ from bayesnn.model import BayesianModel, State
 from bayesnn.rng import Streams
 from bayesnn.source import Draws, Source
 
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+# All of them add weight decay to the gradient, as a Normal prior's is, and go through the weights one by one.
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+    "adamax": torch.optim.Adamax,
+    "nadam": torch.optim.NAdam,
+}
 
 
 @dataclass(frozen=True)
@@ -36,8 +45,10 @@ class MAP(Method):
 
     Parameters
     ----------
-    lr : learning rate.
-    optimizer : ``"adam"`` or ``"sgd"``, or an optimizer class that needs no closure.
+    lr : learning rate; good ones are near 1e-3 for Adam, NAdam, Adamax and RMSprop, 1e-2 for SGD and Adagrad, and 1
+        for Adadelta.
+    optimizer : ``"adam"``, ``"sgd"``, ``"rmsprop"``, ``"adagrad"``, ``"adadelta"``, ``"adamax"`` or ``"nadam"``, or an
+        optimizer class that needs no closure.
     momentum : of SGD.
     schedule : ``"constant"``, ``"cosine"``, ``"linear"``, ``"sqrt"``, or a factory
         ``(optimizer, steps) -> LRScheduler``.
@@ -63,12 +74,10 @@ class MAP(Method):
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimizer over ``groups``; unknown keys of a group stay with it, as torch does."""
-        if self.optimizer == "adam":
-            return torch.optim.Adam(groups, lr=self.lr, fused=True)
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
-        assert not isinstance(self.optimizer, str)
-        made: torch.optim.Optimizer = self.optimizer(groups, lr=self.lr)  # type: ignore[call-arg]
+        own: dict[str, dict[str, Any]] = {"adam": {"fused": True}, "sgd": {"momentum": self.momentum}}
+        options = own.get(self.optimizer, {}) if isinstance(self.optimizer, str) else {}
+        make: Any = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
+        made: torch.optim.Optimizer = make(groups, lr=self.lr, **options)
         return made
 
     def start(self, model: BayesianModel, plan: Plan, streams: Streams, init: Source | None = None) -> Run:
