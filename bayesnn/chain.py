@@ -57,7 +57,7 @@ class Chain:
         self.steps = 0
         self._short = False
         self._late = _reads_late(next(run.model.parameters()).device)
-        self._shapes = {task.row_shape}
+        self._shapes = {task.row_shape: task.out_shape}  # of inputs, and of the net's outputs for them
 
     def run(self, batches: Batches | Loader, method: Method) -> None:
         """All epochs, until the budget, the patience or a NaN ends them."""
@@ -152,19 +152,20 @@ class Chain:
         model = self.state.model
         x, y = model.place(constant(x), constant(y), device=x.device)
         check_numbers(x, y, f" in minibatch {self.steps + 1}")
-        if x.shape[1:] not in self._shapes:  # sequences may differ in length from one minibatch to the next
+        if tuple(x.shape[1:]) not in self._shapes:  # sequences may differ in length from one minibatch to the next
             try:
-                try_net(model, x[:2])
+                out_shape = tuple(try_net(model, x[:2]).shape[1:])
             except ValueError as error:
                 raise ValueError(f"In minibatch {self.steps + 1}: {error}") from error
-            self._shapes.add(x.shape[1:])
-        x, y = model.place(x, model.likelihood.targets_for(y, self.task.out_shape))
+            self._shapes[tuple(x.shape[1:])] = out_shape
+        x, y = model.place(x, model.likelihood.targets_for(y, self._shapes[tuple(x.shape[1:])]))
         return x, y
 
     def _record(self, epoch: int, loss: float, seconds: float) -> None:
         run, validation = self.state, self.task.validation
         row = {"chain": self.numbers[0], "epoch": epoch, "loss": loss, **self._measured(seconds)}
         if validation is not None:
+            row |= in_own_units(loss, self.task)
             row |= score(run.model, run.snapshot(), validation, self.task.target)
         self.history.append(row)
         self.bar.epoch(row)
@@ -229,6 +230,15 @@ class Chain:
             pass
         self._drop_broken()
         return self._kept()
+
+
+def in_own_units(loss: float, task: Task) -> dict[str, float]:
+    """Of standardised targets the mean loss as the validation part's is, a density in their own units."""
+    if task.target is None or task.validation is None:
+        return {}
+    log_std = task.target.std.double().log()
+    shape = torch.broadcast_shapes(log_std.shape, task.validation.y.shape[1:])
+    return {"train_nll": loss + float(log_std.expand(shape).sum())}
 
 
 def _reads_late(device: torch.device) -> bool:

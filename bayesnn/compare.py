@@ -112,6 +112,11 @@ def compare(
         likelihood = Normal() if train.y.is_floating_point() else Categorical()
     by_method = settings(methods)
     seeds = [at_least("seeds", seed, 0) for seed in seeds]
+    arguments["seeds"] = tuple(seeds)
+    epochs = at_least("epochs", epochs, 1) if epochs is not None else None
+    batch_size = at_least("batch_size", batch_size, 1) if batch_size is not None else None
+    if likelihood.kind == "classes" and test.y.dim() > 2:
+        raise ValueError(f"Expected a class for each test row, got targets of shape {tuple(test.y.shape)}: use fit.")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"Expected seeds, each once, got {seeds}: pass seeds=(0, 1, 2).")
     if epochs is None and spend.kind != "time":
@@ -175,28 +180,40 @@ def compare(
                 nothing = dict.fromkeys((*comparison.scores, "seconds", "gradient_evaluations"), math.nan)
                 comparison.rows.append({**row, **nothing})
                 continue
-            predictive = posterior.predict(test.x)
-            row |= score(predictive, test.y, likelihood.kind)
-            total = predictive.total.cpu() if likelihood.kind == "classes" else None
-            entropy = posterior.predict(outside[1]).total.cpu() if outside is not None else None
-            if total is not None and entropy is not None:
-                row["ood_auroc"] = auroc(total, entropy)
-            under_shift = [
-                {"net": net_name, "method": name, "seed": seed, "kind": kind, "severity": severity,
-                 **score(posterior.predict(x), test.y[: len(x)], likelihood.kind)}
-                for (kind, severity), x in shifted.items()
-            ]  # fmt: skip
+            try:
+                predictive = posterior.predict(test.x)
+                row |= score(predictive, test.y, likelihood.kind)
+                total = predictive.total.cpu() if likelihood.kind == "classes" else None
+                entropy = posterior.predict(outside[1]).total.cpu() if outside is not None else None
+                if total is not None and entropy is not None:
+                    row["ood_auroc"] = auroc(total, entropy)
+                under_shift = [
+                    {"net": net_name, "method": name, "seed": seed, "kind": kind, "severity": severity,
+                     **score(posterior.predict(x), test.y[: len(x)], likelihood.kind)}
+                    for (kind, severity), x in shifted.items()
+                ]  # fmt: skip
+            except Exception as error:
+                if not comparison.rows:
+                    raise
+                row["error"] = first_line(error)
+                warnings.warn(f"{net_name}, {name}, seed {seed}: {row['error']}", stacklevel=2)
+                nothing = dict.fromkeys((*comparison.scores, "seconds", "gradient_evaluations"), math.nan)
+                comparison.rows.append({**row, **nothing})
+                continue
             row["seconds"] = sum(posterior.info["seconds"])
             row["gradient_evaluations"] = sum(posterior.info["gradient_evaluations"])
-            # One seed's posteriors are kept: the draws of a sampler are the large part.
-            if seed == seeds[0]:
+            # The first posterior of a method is kept, and no more: the draws of a sampler are the large part.
+            if key not in comparison.fitted:
                 comparison.fitted[key] = Fitted(posterior, predictive.mean.cpu(), total, entropy)
             comparison.rows.append(row)
             comparison.shifted += under_shift
     except KeyboardInterrupt:  # in a fit, between fits or while scoring: what is whole is kept
         comparison.interrupted = True
     if out is not None:
-        comparison.save(out)
+        try:
+            comparison.save(out)
+        except Exception as error:  # what was fitted is worth more than its pictures
+            warnings.warn(f"Not all of the report could be written to {out}: {first_line(error)}", stacklevel=2)
     return comparison
 
 

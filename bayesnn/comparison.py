@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,15 +134,15 @@ class Comparison:
 
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        texts = {
-            "table.md": f"{self.table()}\n\n{self.note}\n",
-            "results.json": self.to_json() + "\n",
-            "results.csv": self.to_csv(),
+        texts: dict[str, Callable[[], str]] = {
+            "results.json": lambda: self.to_json() + "\n",
+            "results.csv": self.to_csv,
+            "table.md": lambda: f"{self.table()}\n\n{self.note}\n",
         }
         if self.shifted:
-            texts["shifts.csv"] = _csv(tuple(self.shifted[0]), self.shifted)
+            texts["shifts.csv"] = lambda: _csv(tuple(self.shifted[0]), self.shifted)
         for name, text in texts.items():
-            (directory / name).write_text(text, encoding="utf-8")
+            (directory / name).write_text(text(), encoding="utf-8")
         several = len(self.settings["nets"]) > 1
         drawn = {
             net: pictures(self, net, directory / net if several else directory)

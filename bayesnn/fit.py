@@ -218,7 +218,12 @@ def fit(
                 warnings.warn(_stopped(error, worker, len(sources)), stacklevel=2)
             sources.extend(source for source in found if source is not None)
             if worker is not None:
-                whole = [rows for rows, source in zip(worker.statistics, found, strict=True) if source is not None]
+                # A broken draw that was left out at the end has a row as well.
+                whole = [
+                    rows[: source.num_draws] if source.num_draws is not None else []
+                    for rows, source in zip(worker.statistics, found, strict=True)
+                    if source is not None
+                ]
                 info["sample_stats"] += [
                     {name: [row[name] for row in rows] for name in (rows[0] if rows else {})} for rows in whole
                 ]

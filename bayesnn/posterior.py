@@ -32,7 +32,8 @@ class Posterior:
     ----------
     sources : one source of draws a chain.
     history : a row (dict) for each epoch of each chain: chain, epoch, loss (mean minibatch negative log likelihood,
-        nats), lr, seconds, and validation metrics where there was a validation part.
+        nats; of standardised targets, in whose own units ``train_nll`` is), lr, seconds, and validation metrics where
+        there was a validation part.
     info : method and its options, seed, budget, gradient evaluations, seconds, and chains that were cut short.
     num_data : N, rows of the training part.
     target : affine map of standardised targets, or None.
@@ -68,9 +69,10 @@ class Posterior:
     def sample_stats(self) -> list[dict[str, list[float]]]:
         """What the sampler wrote down with each draw, by chain and name; {} where the method has no such numbers.
 
-        Of minibatch samplers ``lr``, ``temperature``, ``gradient_norm`` (of U = -log p(w, D), estimated on a minibatch)
-        and, with momenta, ``kinetic_temperature``; of full-batch ones ``step_size``, ``temperature``, and of HMC and
-        NUTS ``acceptance_rate``.
+        Of minibatch samplers ``lr``, ``temperature``, ``gradient_norm`` (of the gradient of U = -log p(w, D) by which
+        the step to the draw went, estimated on its minibatch) and, with momenta, ``kinetic_temperature``; chains that
+        run as one have the first two. Of full-batch ones ``step_size``, ``temperature``, and of HMC and NUTS
+        ``acceptance_rate``. A killed run that is loaded from its store has none of its last chain.
         """
         recorded: list[dict[str, list[float]]] = self.info.get("sample_stats", [])
         return recorded

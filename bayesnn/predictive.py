@@ -140,9 +140,7 @@ class Predictive:
         for _, params in self._blocks():
             logits = params["logits"]
             if isinstance(self._model.likelihood, Bernoulli):  # of class 1; that of class 0 is zero
-                if logits.dim() > 2:
-                    raise ValueError(f"Expected one label for .scores(), got {logits.shape[2]}: take them one by one.")
-                logits = torch.stack([torch.zeros_like(logits), logits], dim=2)
+                logits = torch.stack([torch.zeros_like(logits), logits], dim=-1)
             found = uncertainty_scores(logits.flatten(1, -2))
             parts.append({name: score.view(logits.shape[1:-1]) for name, score in found.items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -223,7 +221,7 @@ class Predictive:
 
     def decide(
         self,
-        utility: Tensor | Callable[[Tensor], Tensor],
+        utility: Tensor | Callable[[Tensor], Tensor | Sequence[Tensor]],
         abstain: float | None = None,
         samples: int = 1000,
         seed: int = 0,
@@ -236,7 +234,8 @@ class Predictive:
         Parameters
         ----------
         utility : of each action in the case of each class, (actions, K); or a function from samples of the targets,
-            (samples, batch, ...) in their own units, to the utility of each action there, (actions, samples, batch).
+            (samples, batch, ...) in their own units, to the utility of each action there, (actions, samples, batch) or
+            a list of one (samples, batch) to each action.
         abstain : utility of not acting, the action -1, which is taken where no other is worth more.
         samples, seed : of the targets, where ``utility`` is a function.
 
@@ -245,7 +244,8 @@ class Predictive:
         ValueError : utilities of another shape; a table of them for real targets.
         """
         if callable(utility):
-            values = torch.as_tensor(utility(self.sample(samples, seed))).double()
+            each = utility(self.sample(samples, seed))
+            values = (each if isinstance(each, Tensor) else torch.stack(list(each))).double()
             if values.dim() != 3 or values.shape[1:] != (samples, len(self)):
                 raise ValueError(
                     f"Expected utilities (actions, {samples}, {len(self)}) of the samples' ones, got "

@@ -33,7 +33,7 @@ def pictures(comparison: Comparison, net: str, directory: Path) -> list[Path]:
     """
     directory.mkdir(parents=True, exist_ok=True)
     fitted = {method: one for (name, method), one in comparison.fitted.items() if name == net}
-    figures = {"training_curves": _training_curves(fitted), "cost": _cost(comparison, net)}
+    figures = {"training_curves": _training_curves(fitted), **_cost(comparison, net)}
     if comparison.settings["kind"] == "classes":
         figures |= _class_figures(comparison, fitted)
     elif comparison.train.x[0].numel() == 1 and comparison.test.y.dim() == 1:
@@ -47,15 +47,16 @@ def pictures(comparison: Comparison, net: str, directory: Path) -> list[Path]:
         suffix = f"_{name}" if len(samplers) > 1 else ""
         drawn = _sampler_figures(comparison, fitted[name], name)
         figures |= {f"{key}{suffix}": figure for key, figure in drawn.items()}
-    paths = []
+    paths: list[Path] = []
     for name, figure in figures.items():
         safe = re.sub(r"[^\w .,()=+-]", "_", name)  # a method may have any name, and a file may not
-        paths.append(directory / f"{safe}.png")
+        taken = sum(path.stem == safe or path.stem.startswith(f"{safe}~") for path in paths)
+        paths.append(directory / (f"{safe}~{taken + 1}.png" if taken else f"{safe}.png"))
         figure.savefig(paths[-1], dpi=DPI)
     return paths
 
 
-def _cost(comparison: Comparison, net: str) -> Any:
+def _cost(comparison: Comparison, net: str) -> dict[str, Any]:
     """NLL against seconds; of a method that failed with some seeds, those with which it did not."""
     points: dict[str, tuple[list[float], list[float]]] = {}
     for row in comparison.rows:
@@ -63,7 +64,7 @@ def _cost(comparison: Comparison, net: str) -> Any:
             seconds, nll = points.setdefault(row["method"], ([], []))
             seconds.append(row["seconds"])
             nll.append(row["nll"])
-    return plots.nll_against_seconds(points).figure
+    return {"cost": plots.nll_against_seconds(points).figure} if points else {}
 
 
 def _training_curves(fitted: dict[str, Fitted]) -> Any:
@@ -91,7 +92,8 @@ def _class_figures(comparison: Comparison, fitted: dict[str, Fitted]) -> dict[st
     if comparison.ood is not None:
         label, _ = comparison.ood
         outside = {name: one.outside for name, one in fitted.items() if one.outside is not None}
-        top = float(np.log(next(iter(probs.values())).shape[1]))
+        some = next(iter(probs.values()))
+        top = float(np.log(some.shape[1] if some.dim() > 1 else 2))
         labels = (f"{test.name or 'data'}, test part", label)
         axes = plots.entropy_histogram(entropy, outside, labels=labels, max_entropy=top)
         figures["entropy"] = axes[0].figure
@@ -142,13 +144,14 @@ def four_predictions(comparison: Comparison, one: Fitted) -> tuple[Tensor, Tenso
     draws = one.posterior.predict(test.x[:_DIAGNOSED_ROWS]).draws  # (chain, draw, batch) or (chain, draw, batch, class)
     order = draws.flatten(0, 1).var(0).reshape(draws.shape[2], -1).sum(1).argsort()  # rows by the spread of their draws
     chosen = [int(order[round(share * (len(order) - 1))]) for share in (1.0, 0.9, 0.75, 0.5)]
-    if draws.dim() == 4:
+    if comparison.settings["kind"] == "classes" and draws.dim() == 4:
         likeliest = one.mean.argmax(-1)
         values = torch.stack([draws[:, :, row, likeliest[row]] for row in chosen], dim=-1)
         names = [f"test row {row}: p(class {int(likeliest[row])})" for row in chosen]
     else:
-        values = draws[:, :, chosen]
-        names = [f"test row {row}: mean" for row in chosen]
+        values = draws.flatten(3)[..., 0][:, :, chosen] if draws.dim() > 3 else draws[:, :, chosen]
+        first = ", first target" if draws.dim() > 3 else ""
+        names = [f"test row {row}: mean{first}" for row in chosen]
     return draws, values, names
 
 

@@ -59,7 +59,7 @@ COST = ("seconds", "gradient_evaluations")
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of the table: its text, the mean (nan where a fit failed), and whether it is among the best."""
+    """One number of the table: its text, the mean (nan where no fit gave one), and whether it is among the best."""
 
     text: str
     value: float
@@ -89,9 +89,9 @@ def lines(rows: Sequence[Row], keys: Sequence[str]) -> list[Line]:
         column = COLUMNS[key]
         best = _best(column, list(groups.values()))
         for cells, own, marked in zip(found, groups.values(), best, strict=True):
-            values = [row[key] for row in own]
-            mean = statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan
-            cells[key] = Cell(_text(key, values, rows), mean, marked)
+            values = [row[key] for row in own if not math.isnan(row[key])]
+            mean = statistics.fmean(values) if values else math.nan
+            cells[key] = Cell(_text(key, values, len(own), rows), mean, marked)
     return [Line(net, method, cells) for (net, method), cells in zip(groups, found, strict=True)]
 
 
@@ -115,17 +115,20 @@ def standard_error(values: Sequence[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values))
 
 
-def _text(key: str, values: list[float], rows: Sequence[Row]) -> str:
+def _text(key: str, values: list[float], fits: int, rows: Sequence[Row]) -> str:
+    """Of the fits that gave a number; how many did where that is not all of them."""
     decimals = {"seconds": 1, "gradient_evaluations": 0}.get(key)
     if decimals is None:
         # Three digits of the largest, and never fewer than three decimals below 10.
         largest = max((abs(row[key]) for row in rows if math.isfinite(row[key])), default=0.0)
         decimals = 3 if largest < 10 else 2 if largest < 100 else 1
-    if not all(math.isfinite(value) for value in values):
+    if not values:
         return "failed"
     text = f"{statistics.fmean(values):,.{decimals}f}"
     # A count of the budget has no spread to tell of.
-    return text if len(values) == 1 or decimals == 0 else f"{text} ± {standard_error(values):,.{decimals}f}"
+    if len(values) > 1 and decimals > 0 and all(map(math.isfinite, values)):
+        text += f" ± {standard_error(values):,.{decimals}f}"
+    return text if len(values) == fits else f"{text} ({len(values)} of {fits})"
 
 
 def markdown(body: Sequence[Line], keys: Sequence[str], several: bool) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from bayesnn.chain import Chain
+from bayesnn.chain import Chain, in_own_units
 from bayesnn.data.batches import Batches, Loader
 from bayesnn.errors import first_line
 from bayesnn.kept import Kept
@@ -116,6 +116,9 @@ class BatchesSideBySide(Batches):
         return x, y
 
 
+OF_ALL = ("gradient_norm", "kinetic_temperature")
+
+
 class ChainsTogether(Chain):
     """K chains with one Run, on a model :class:`SideBySide`; one that diverges ends the others with it."""
 
@@ -139,8 +142,8 @@ class ChainsTogether(Chain):
             for kept, own in zip(self.keeps, split(state), strict=True):
                 kept.extend([own])
         if states:
-            # A norm of all chains' gradients is none of one chain's.
-            row = {name: value for name, value in self.state.statistics().items() if name != "gradient_norm"}
+            # What is measured of all chains' weights together is none of one chain's.
+            row = {name: value for name, value in self.state.statistics().items() if name not in OF_ALL}
             for rows in self.statistics:
                 rows += [row] * len(states)
 
@@ -152,6 +155,7 @@ class ChainsTogether(Chain):
         for chain in self.numbers:
             row = {"chain": chain, "epoch": epoch, "loss": means[chain], **measured}
             if validation is not None:
+                row |= in_own_units(means[chain], self.task)
                 row |= score(self._one, [each[chain] for each in states], validation, self.task.target)
             self.history.append(row)
         self.bar.epoch(row)

@@ -30,7 +30,7 @@ from bayesnn.data.shift import SEVERITIES, SHIFTS, shift
 ELSEWHERE = {"mnist": "notmnist", "fashion-mnist": "mnist"}
 EPOCHS, BATCH, MEMBERS = 10, 128, 4
 DRAWS = 48  # of all chains
-SHIFTED_ROWS, SHIFTED_DRAWS = 1000, 16  # there are twenty shifted sets
+SHIFTED_ROWS, SHIFTED_DRAWS = 1000, 16  # there are 24 shifted sets
 DROPOUT = 0.1
 Result = dict[str, Any]
 

@@ -348,3 +348,67 @@ def test_what_cannot_be_is_refused_in_one_line(digits, options, error, message):
     with pytest.raises(error, match=message) as caught:
         compare(**{"data": digits, "epochs": 1, "progress": False, **options})
     assert "\n" not in str(caught.value)
+
+
+def test_numpy_numbers_and_ranges_are_numbers(tmp_path):
+    result = compare("moons", linear, ["map"], epochs=np.int64(1), batch_size=np.int64(32), seeds=range(2),
+                     out=tmp_path, progress=False)  # fmt: skip
+    assert json.loads((tmp_path / "results.json").read_text())["epochs"] == 1
+    assert "seeds=(0, 1)" in result.settings["call"]
+
+
+def test_a_method_that_fails_with_one_seed_of_three_keeps_its_mean_and_its_pictures(monkeypatch, tmp_path):
+    fit = compare.__globals__["fit"]
+
+    def fails(model, train, method, *, seed, **how):
+        if seed == 0 and isinstance(method, bnn.MeanFieldVI):
+            raise bnn.errors.DivergedError("a loss that became NaN")
+        return fit(model, train, method, seed=seed, **how)
+
+    monkeypatch.setitem(compare.__globals__, "fit", fails)
+    with pytest.warns(UserWarning, match="became NaN"):
+        result = compare("moons", linear, ["map", "vi"], epochs=2, seeds=(0, 1, 2), out=tmp_path, progress=False)
+    line = next(line for line in result.table().splitlines() if line.startswith("| vi"))
+    nll = [row["nll"] for row in result.rows if row["method"] == "vi"][1:]
+    assert f"{sum(nll) / 2:.3f} ± " in line
+    assert "(2 of 3)" in line
+    assert {method for _, method in result.fitted} == {"map", "vi"}
+
+
+def test_an_error_of_scoring_costs_one_row_and_one_of_drawing_none(monkeypatch, tmp_path):
+    score = compare.__globals__["score"]
+    calls = []
+
+    def breaks(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise ValueError("no such score")
+        return score(*arguments)
+
+    monkeypatch.setitem(compare.__globals__, "score", breaks)
+    with pytest.warns(UserWarning, match="no such score"):
+        result = compare("moons", linear, ["map", "vi"], epochs=1, progress=False)
+    assert [row.get("error") for row in result.rows] == [None, "no such score"]
+    monkeypatch.setattr("bayesnn.report.plots.reliability", lambda *_: 1 / 0)
+    with pytest.warns(UserWarning, match=r"Not all of the report could be written to .*division by zero"):
+        result = compare("moons", linear, ["map"], epochs=1, out=tmp_path, progress=False)
+    assert len(result.rows) == 1
+    assert (tmp_path / "results.json").is_file()
+
+
+def test_two_real_targets_are_named_as_such():
+    from bayesnn.report import four_predictions
+
+    x, y = torch.randn(40, 3), torch.randn(40, 2)
+    parts = (bnn.data.Data(x[:30], y[:30]), bnn.data.Data(x[30:], y[30:]))
+    result = compare(parts, lambda data: torch.nn.Linear(3, 2), {"s": (bnn.SGLD(draws=4), 2)}, epochs=5, progress=False)
+    names = four_predictions(result, next(iter(result.fitted.values())))[2]
+    assert all(name.endswith("mean, first target") for name in names)
+
+
+def test_methods_whose_names_make_one_file_name_have_two(tmp_path):
+    methods = {"lr=1/2": (bnn.SGLD(draws=4), 2), "lr=1:2": (bnn.SGLD(draws=4), 2)}
+    result = compare("moons", linear, methods, epochs=3, progress=False)
+    paths = result.save(tmp_path)
+    assert len(set(paths)) == len(paths)
+    assert {"traces_lr=1_2.png", "traces_lr=1_2~2.png"} <= {path.name for path in paths}

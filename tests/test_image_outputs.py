@@ -125,3 +125,34 @@ def test_pixel_classes_may_be_given_with_an_axis_of_one_and_wrong_shapes_are_ref
         real.log_joint(X, REAL)
     with pytest.raises(ValueError, match=r"outputs \(batch, outputs\) for Laplace, got \(batch, 1, ...\)"):
         bnn.fit(real, (X, REAL[:, :1]), bnn.Laplace(), epochs=1, progress=False)
+
+
+def test_scores_of_black_and_white_pixels_are_per_pixel():
+    model = bnn.BayesianModel(conv(1), likelihood=likelihoods.Bernoulli())
+    predictive = bnn.Posterior(model, [Draws.stack(list(model.prior_states(4)))], ROWS).predict(X)
+    scores = predictive.scores()
+    assert all(score.shape == (ROWS, 1, SIDE, SIDE) for score in scores.values())
+    torch.testing.assert_close(scores["mutual information"], predictive.epistemic)
+
+
+@pytest.mark.parametrize("kind", ["sequences", "images"])
+def test_a_loader_may_give_minibatches_of_other_sizes(kind):
+    sizes = (5, 7, 6)
+    net = nn.Conv1d(2, 1, 3, padding=1) if kind == "sequences" else nn.Conv2d(2, 1, 3, padding=1)
+    shapes = [(4, 2, n) if kind == "sequences" else (4, 2, n, n) for n in sizes]
+    batches = [(x := numbers(*shape, seed=n).float(), x[:, :1]) for n, shape in enumerate(shapes)]
+    model = bnn.BayesianModel(net, likelihood=likelihoods.Normal(0.5))
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    posterior = bnn.fit(model, loader, bnn.MAP(lr=0.05), epochs=100, num_data=12, progress=False)
+    predictive = posterior.predict(batches[1][0])
+    assert predictive.mean.shape == batches[1][1].shape
+    assert bnn.metrics.rmse(predictive.mean, batches[1][1]) < 0.2
+
+
+def test_refusals_name_the_axis_and_the_cure():
+    rows = bnn.BayesianModel(nn.Linear(28, 10), likelihood=likelihoods.Categorical())
+    with pytest.raises(ValueError, match=r"got 1 in outputs \(batch, 1, 28, 10\): flatten the inputs"):
+        bnn.fit(rows, (torch.rand(4, 1, 28, 28), torch.arange(4)), epochs=1, progress=False)
+    linear = bnn.BayesianModel(nn.Linear(3, 1), likelihood=likelihoods.Normal())
+    with pytest.raises(ValueError, match=r"Expected rows \(batch, features\) for GibbsLinear"):
+        bnn.fit(linear, (torch.rand(4, 5, 3), torch.rand(4, 5, 1)), bnn.GibbsLinear(), epochs=5, progress=False)

@@ -50,13 +50,16 @@ def test_one_seed_has_no_best_and_neither_has_what_failed_or_is_short_of_seeds()
 
 
 def test_what_failed_says_so():
-    (line,) = lines(rows({"a": (1.0, math.nan)}), ("nll",))
+    (line,) = lines(rows({"a": (math.nan, math.nan)}), ("nll",))
     assert line.cells["nll"].text == "failed"
-    assert math.isnan(line.cells["nll"].value)
+    (line,) = lines(rows({"a": (1.0, math.nan)}), ("nll",))
+    assert (line.cells["nll"].text, line.cells["nll"].value) == ("1.000 (1 of 2)", 1.0)
+    (line,) = lines(rows({"a": (1.0, math.inf)}), ("nll",))  # a loss of infinity is no failure
+    assert (line.cells["nll"].text, line.cells["nll"].value) == ("inf", math.inf)
 
 
 def test_the_terminal_shows_what_markdown_shows_and_no_name_is_markup():
-    scores = {"[red]a[/red]": (1.0, 1.2), "b": (2.0, 2.4), "c": (1.0, math.nan)}
+    scores = {"[red]a[/red]": (1.0, 1.2), "b": (2.0, 2.4), "c": (math.nan, math.nan)}
     body = lines(rows(scores), ("nll",))
     console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system="standard")
     console.print(terminal(body, ("nll",), several=False))

@@ -70,3 +70,5 @@ def compare(
             print(f"\nThe report is {out / 'report.html'}; table, numbers and pictures are in {out}")
         if result.interrupted:
             raise typer.Exit(130)
+        if all(row.get("error") is not None for row in result.rows):
+            raise typer.Exit(2)

@@ -40,7 +40,10 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def params(self, outputs: Tensor) -> Params:
-        """Parameters of the targets' distribution, each of the targets' shape (classes: one axis more)."""
+        """Parameters of the targets' distribution, each of the targets' shape (classes: one axis more, the last).
+
+        ``outputs`` are those of one draw of the weights, (batch,) or (batch, outputs, ...): axis 1 is the outputs'.
+        """
 
     @abstractmethod
     def distribution(self, params: Params) -> Any:

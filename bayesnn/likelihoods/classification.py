@@ -32,7 +32,8 @@ class Categorical(Likelihood):
     """y ~ Categorical(softmax(outputs)); outputs (batch, class) are logits, y (batch,) integers in [0, class).
 
     Of images, outputs (batch, class, height, width) and y (batch, height, width): a class for each pixel, segmentation.
-    Class probabilities then have the class last, (batch, height, width, class).
+    Class probabilities then have the class last, (batch, height, width, class). Of sequences the classes are on axis 1
+    of the outputs as well, (batch, class, time).
     """
 
     kind: ClassVar[str] = "classes"
@@ -53,7 +54,9 @@ class Categorical(Likelihood):
         if y.is_floating_point() or y.is_complex():
             raise ValueError(f"Expected integer class targets for Categorical, got {y.dtype}: use y.long().")
         if num_outputs < 2:
-            raise ValueError(f"Expected a net with one output a class (>= 2), got {num_outputs}: or use Bernoulli().")
+            axes = f" in outputs (batch, {', '.join(map(str, (num_outputs, *pixels)))})" if pixels else ""
+            cure = "flatten the inputs, or use Bernoulli()" if pixels else "or use Bernoulli()"
+            raise ValueError(f"Expected a net with one output a class (>= 2), got {num_outputs}{axes}: {cure}.")
         y = shaped_targets("Categorical", y, 1, pixels).long()
         y = y.squeeze(1) if pixels else y
         if len(y) and (int(y.min()) < 0 or int(y.max()) >= num_outputs):

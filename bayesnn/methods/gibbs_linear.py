@@ -67,6 +67,10 @@ class GibbsLinear(Method):
         return evenly(range(math.ceil(self.burn_in * steps) + 1, steps + 1), self.draws, None)
 
     def check(self, model: BayesianModel, plan: Plan) -> None:
+        if len(plan.out_shape) > 1:
+            raise ValueError(
+                f"Expected rows (batch, features) for GibbsLinear, got outputs {('batch', *plan.out_shape)}: flatten x."
+            )
         linear = [module for module in model.net.modules() if next(module.parameters(recurse=False), None) is not None]
         if not (isinstance(model.net, nn.Linear) and len(linear) == 1):
             raise ValueError(

@@ -195,7 +195,7 @@ class _HamiltonianRun(Run):
         # Pyro keeps the mean over the transitions of the warm-up, or since it: the last one's is what it moved by.
         since = kernel._t - (kernel._warmup_steps or 0)
         count = since if since > 0 else kernel._t
-        self._accepted = mean + count * (kernel._mean_accept_prob - mean)
+        self._accepted = min(1.0, max(0.0, mean + count * (kernel._mean_accept_prob - mean)))  # rounding
         return z
 
     def _present_energy(self) -> float:

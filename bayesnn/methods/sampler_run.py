@@ -60,6 +60,7 @@ class SamplerRun(Run):
         self._batches: Any = None
         self._some: list[tuple[Tensor, Tensor]] = []
         self._has_statistics = any(isinstance(m, _NormBase) and m.track_running_stats for m in model.modules())
+        self._gradient_norm: Tensor | float = float("nan")  # of the step that led to the last draw
         self._needs_some = self._has_statistics or method.layerwise or self._sampler.preconditioned
 
     def _plan_looks(self) -> frozenset[int]:
@@ -131,6 +132,8 @@ class SamplerRun(Run):
         if self._anchor is not None:
             self._anchor.correct(lambda: -self.model.log_likelihood(x, y).mean())
             self.gradient_evaluations += 1
+        if self._step + 1 in self._kept:
+            self._gradient_norm = self._norm_of_gradient()
         return nll
 
     def _set_temperature(self) -> None:
@@ -217,14 +220,19 @@ class SamplerRun(Run):
     def statistics(self) -> dict[str, float]:
         """The step and its temperature, the norm of the gradient of U that the minibatch gave, kinetic temperature."""
         group = next(group for group in self._sampler.param_groups if not group.get("deterministic"))
-        norm = sum(
-            float((p.grad + group["weight_decay"] * p.detach()).square().sum())
-            for group in self._sampler.param_groups
-            for p in group["params"]
-            if p.grad is not None and not group.get("deterministic")
-        )
         row = {"lr": group["lr"], "temperature": group["temperature"], **self.end_epoch()}
-        return {**row, "gradient_norm": self.plan.num_data * norm**0.5}
+        return {**row, "gradient_norm": float(self._gradient_norm)}
+
+    @torch.no_grad()
+    def _norm_of_gradient(self) -> Tensor:
+        """Norm of the gradient of U at the weights as they are, shape ()."""
+        parts: list[Tensor] = []
+        for group in self._sampler.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params and not group.get("deterministic"):
+                grads = torch._foreach_add([p.grad for p in params], params, alpha=group["weight_decay"])
+                parts += torch._foreach_norm(grads)
+        return self.plan.num_data * torch.stack(parts).norm() if parts else torch.zeros(())
 
     def end_epoch(self) -> dict[str, float]:
         measure = getattr(self._sampler, "kinetic_temperature", None)

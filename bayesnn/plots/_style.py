@@ -127,7 +127,11 @@ def plain_ticks(ax: Axes) -> None:
 
 def share_legend(panels: AxesArray, made: bool) -> None:
     """One legend for all panels: below a figure of our own, below the first panel in somebody else's."""
-    handles, labels = panels[0].get_legend_handles_labels()
+    named: dict[str, Any] = {}  # of all panels: a line may be missing in one of them
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    labels, handles = list(named), list(named.values())
     for panel in panels[0 if made else 1 :]:
         if panel.get_legend() is not None:
             panel.get_legend().remove()

@@ -44,6 +44,8 @@ def confusion_matrix(
     count = probs.shape[1]
     if y.shape != probs.shape[:1]:
         raise ValueError(f"y must have one class for each of the {len(probs)} rows in probs; got {tuple(y.shape)}")
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < count:
+        raise ValueError(f"y must be classes in [0, {count}); got {int(y.min())} to {int(y.max())}: count from 0")
     names = [str(k) for k in range(count)] if classes is None else list(classes)
     if len(names) != count:
         raise ValueError(f"classes must be {count} names, one to a class; got {len(names)}")

@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bayesnn.errors import at_least
 from bayesnn.plots._style import AxesArray, layout
+from bayesnn.rng import generator
 
 if TYPE_CHECKING:
     from bayesnn.posterior import Posterior
@@ -58,7 +60,8 @@ def filters(
         raise ValueError(f"layer must be an nn.Conv2d; got {name!r}, a {type(module).__name__}: name another")
     if not 0 <= channel < module.weight.shape[1]:
         raise ValueError(f"channel must be in [0, {module.weight.shape[1]}); got {channel}")
-    weights = [net.get_parameter(f"{name}.weight").detach() for net in _nets(posterior, chain, draws, seed)]
+    at_least("most", most, 1)
+    weights = [net.get_parameter(f"{name}.weight").detach().clone() for net in _nets(posterior, chain, draws, seed)]
     kernels = torch.stack([weight[:most, channel] for weight in weights])  # (draw, filter, height, width)
     what = f"{name}: filters on input channel {channel}" if module.weight.shape[1] > 1 else f"{name}: filters"
     return _mean_and_sd(kernels, what, "weight")
@@ -96,6 +99,7 @@ def feature_maps(
         If there is no such layer, it was not called or returned something else, or the chain has a single draw.
     """
     name, _ = _layer(posterior, layer)
+    at_least("most", most, 1)
     maps = []
     for net in _nets(posterior, chain, draws, seed):
         seen: list[Any] = []
@@ -109,7 +113,7 @@ def feature_maps(
         if not seen or not isinstance(seen[0], Tensor) or seen[0].dim() != 4:
             got = "no call" if not seen else f"{tuple(getattr(seen[0], 'shape', ()))}"
             raise ValueError(f"layer {name!r} must return (batch, channel, height, width); got {got}: name another")
-        maps.append(seen[0][0, :most])
+        maps.append(seen[0][0, :most].clone())
     return _mean_and_sd(torch.stack(maps), f"{name}: feature maps", "activation")
 
 
@@ -125,15 +129,18 @@ def _layer(posterior: Posterior, layer: str | None) -> tuple[str, nn.Module]:
 
 
 def _nets(posterior: Posterior, chain: int, draws: int | None, seed: int) -> Iterator[nn.Module]:
-    """The net with the weights of each of a chain's draws."""
+    """One net, with the weights of each of a chain's draws in turn: what is read of it has to be copied."""
     if not 0 <= chain < posterior.num_chains:
         raise ValueError(f"chain must be in [0, {posterior.num_chains}); got {chain}")
-    stored = posterior.num_draws[chain]
-    if stored == 1:
+    source = posterior.sources[chain]
+    wanted = (source.num_draws or DRAWS) if draws is None else draws
+    if source.num_draws == 1 or at_least("draws", wanted, 1) == 1:
         raise ValueError("the chain must have several draws; got 1: a point estimate has no standard deviation")
-    wanted = (draws or DRAWS) if stored is None else min(draws or stored, stored)
-    for k in range(wanted):
-        yield posterior.net(chain, k if stored is None else k * stored // wanted, seed)
+    model = source.bind(posterior.model).copy()
+    device = next(model.parameters()).device
+    for state in source.states(wanted, generator(seed, chain, device=device)):
+        model.load_state(state)
+        yield model.net
 
 
 def _mean_and_sd(values: Tensor, title: str, unit: str) -> AxesArray:

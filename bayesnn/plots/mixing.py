@@ -70,8 +70,8 @@ def autocorrelation(
         ax.axhspan(-band, band, color=LIGHT, zorder=0, label="95 % of independent draws")
         for chain in range(chains):
             x = centred[chain, :, i]
-            if square[chain, i] == 0:
-                continue  # a chain that does not move has no correlation
+            if np.ptp(draws[chain, :, i]) == 0:
+                continue  # a chain that does not move has no correlation, and its mean is one only up to rounding
             rho = [float(x[: length - t] @ x[t:]) / square[chain, i] for t in range(lags + 1)]
             ax.plot(rho, color=COLOURS[chain % len(COLOURS)], linestyle=STYLES[chain % len(STYLES)], linewidth=1.6,
                     label=f"chain {chain}")  # fmt: skip
@@ -89,7 +89,7 @@ def autocorrelation(
 def ranks(
     values: Values,
     names: Sequence[str] | None = None,
-    bins: int = 20,
+    bins: int | None = None,
     axes: Axes | Sequence[Axes] | AxesArray | None = None,
 ) -> AxesArray:
     """Histograms of the ranks of each chain's draws among those of all chains: level where the chains agree.
@@ -104,8 +104,8 @@ def ranks(
         At most 8 quantities, two chains or more.
     names : sequence of str, optional
         Of the quantities.
-    bins : int
-        Bins of the ranks.
+    bins : int, optional
+        Bins of the ranks; by default 20 or as many as leave five draws of a chain to a bin, and bins of equal size.
     axes : sequence of Axes, optional
         One to each quantity.
 
@@ -128,7 +128,10 @@ def ranks(
     chains, length, quantities = draws.shape
     if chains < 2:
         raise ValueError("values must be of two chains or more; got 1: its ranks among its own draws say nothing")
-    if not 1 <= bins <= chains * length:
+    total = chains * length
+    if bins is None:
+        bins = max(b for b in range(1, 21) if total % b == 0 and (b <= 2 or length >= 5 * b))
+    if not 1 <= bins <= total:
         raise ValueError(f"bins must be in [1, {chains * length}], the number of draws; got {bins}: 20 is usual")
     panels = panels_for(axes, quantities, (4.6, 3.6))
     worst = rhat(draws)

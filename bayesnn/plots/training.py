@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 History: TypeAlias = Sequence[Mapping[str, float]]
 
-_NATS = {"loss": "training NLL", "val_loss": "validation loss", "val_nll": "validation NLL"}
+_NATS = {
+    "loss": "training NLL", "train_nll": "training NLL", "val_loss": "validation loss", "val_nll": "validation NLL"
+}  # fmt: skip
 
 
 def training_curves(
@@ -28,8 +30,9 @@ def training_curves(
         Rows {"chain": int, "epoch": int, "loss": float, "val_nll": float, ...}; a row without the wanted number (no
         validation in that epoch) is passed over. A dict draws one colour per method.
     metric : str, optional
-        The one column to draw. By default "loss" (the mean minibatch negative log likelihood, nats per row; solid)
-        and, where there is one, "val_nll" (nats per row; dashed).
+        The one column to draw. By default the mean minibatch negative log likelihood, nats per row ("loss", of
+        standardised targets "train_nll", in whose units the other one is; solid) and, where there is one, "val_nll"
+        (nats per row; dashed).
     ax : Axes, optional
 
     Returns
@@ -45,7 +48,8 @@ def training_curves(
 
     methods = history if isinstance(history, Mapping) else {"": history}
     rows = [row for one in methods.values() for row in one]
-    wanted = ["loss", "val_nll"] if metric is None else [metric]
+    own = "train_nll" if any(row.get("train_nll") is not None for row in rows) else "loss"
+    wanted = [own, "val_nll"] if metric is None else [metric]
     columns = [column for column in wanted if any(row.get(column) is not None for row in rows)]
     if not columns:
         have = sorted({key for row in rows for key in row})

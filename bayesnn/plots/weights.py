@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bayesnn.plots._style import (
     BLUE,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from bayesnn.posterior import Posterior
 
 MOST = 8  # panels
+FEW = 4  # draws of a chain, below which a weight's spread is not told
 VALUES = 200_000  # in a histogram: more cannot be told apart on it
 
 
@@ -39,10 +41,10 @@ def weights_against_prior(
 ) -> AxesArray:
     """Density of all weights of a parameter, over all draws, beside that of its prior: a panel to each parameter.
 
-    The title says how much was learned of a single weight: the median over the weights of its posterior standard
-    deviation, divided by the prior's. 1 is a weight of which the data say nothing. The standard deviation is taken
-    within chains, as another chain may have found the same function with its units in another order; a chain that has
-    not gone far yet has a small one as well.
+    The title says how much was learned of a single weight: the median over the weights of the spread of its posterior,
+    divided by the prior's, where the spread is the distance between the quartiles, which every prior has. 1 is a weight
+    of which the data say nothing. It is taken within chains, as another chain may have found the same function with its
+    units in another order; a chain that has not gone far yet has a small one as well.
 
     Parameters
     ----------
@@ -90,15 +92,16 @@ def weights_against_prior(
     else:
         panels = panels_for(axes, len(names), (3.9, 3.4))
     chains = posterior.states(draws, seed)
-    prior = list(posterior.model.prior_states(100, seed))
+    largest = max(posterior.model.log_priors[have[name]].event_shape.numel() for name in names)
+    prior = list(posterior.model.prior_states(min(1000, max(100, VALUES // largest)), seed))
     for i, (ax, name) in enumerate(zip(panels, names, strict=True)):
         own = torch.stack([torch.stack([state[have[name]] for state in chain]) for chain in _level(chains)])
         own = own.flatten(2).double()  # (chain, draw, weight)
         before = torch.stack([state[have[name]] for state in prior]).double()
         ratio = ""
-        if own.shape[1] > 1:
-            learned = own.std(1).mean(0) / before.flatten(1).std(0)
-            ratio = f"\none weight's sd: {float(learned.median()):.2f} of the prior's"
+        if own.shape[1] >= FEW:
+            learned = np.median(_quartiles(own, 1).mean(0) / _quartiles(before.flatten(1), 0))
+            ratio = f"\none weight's spread: {learned:.2f} of the prior's"
         after, prior_values = _some(own), _some(before)
         # The prior's tails may be far out; the picture is of where the weights are, and of most of the prior.
         low = min(np.quantile(after, 0.001), np.quantile(prior_values, 0.02))
@@ -121,13 +124,20 @@ def weights_against_prior(
     return panels
 
 
+def _quartiles(values: torch.Tensor, axis: int) -> NDArray[np.float64]:
+    """Distance between the quartiles along an axis."""
+    low, high = np.quantile(to_numpy(values), (0.25, 0.75), axis=axis)
+    distance: NDArray[np.float64] = high - low
+    return distance
+
+
 def _level(chains: list[list[dict[str, torch.Tensor]]]) -> list[list[dict[str, torch.Tensor]]]:
     """Chains cut to the shortest: one that was interrupted has fewer draws."""
     shortest = min(map(len, chains))
     return [chain[:shortest] for chain in chains]
 
 
-def _some(values: torch.Tensor) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _some(values: torch.Tensor) -> NDArray[np.float64]:
     """At most VALUES of the values, evenly spaced."""
     flat = to_numpy(values).ravel()
     return flat[:: max(1, len(flat) // VALUES)]

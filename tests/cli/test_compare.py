@@ -159,3 +159,13 @@ def test_ctrl_c_prints_what_is_complete_and_says_so_by_its_code(monkeypatch):
     result = run(*SHORT)
     assert result.exit_code == 130
     assert [line.split("|")[1].strip() for line in result.stdout.splitlines()] == ["method", "------", "map"]
+
+
+def test_where_every_fit_failed_the_code_is_2(monkeypatch):
+    def fit(*arguments, **options):
+        raise bnn.errors.DivergedError("a loss that became NaN")
+
+    monkeypatch.setitem(bnn.compare.__globals__, "fit", fit)
+    result = run(*SHORT)
+    assert result.exit_code == 2
+    assert result.stdout.count("failed") >= 2

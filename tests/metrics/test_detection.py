@@ -84,8 +84,10 @@ def test_what_has_no_such_scores_is_refused():
 
     with pytest.raises(ValueError, match=r"Expected classes for \.scores\(\), got a real target"):
         predictive(bnn.likelihoods.Normal(scale=1.0), 1).scores()
-    with pytest.raises(ValueError, match=r"Expected one label for \.scores\(\), got 2"):
-        predictive(bnn.likelihoods.Bernoulli(), 2).scores()
+    labels = predictive(bnn.likelihoods.Bernoulli(), 2)  # each on its own
+    for name, score in labels.scores().items():
+        assert score.shape == (3, 2), name
+    torch.testing.assert_close(labels.scores()["entropy"], labels.total.double(), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match=r"Expected logits \(draw, batch, class\)"):
         metrics.uncertainty_scores(torch.zeros(3, 2))
     for bad in (torch.zeros(0), torch.zeros(2, 2), torch.tensor([float("nan")])):

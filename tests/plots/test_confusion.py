@@ -30,3 +30,6 @@ def test_shapes_and_names_must_match():
         plots.confusion_matrix(probs, y, ["a", "b"])
     with pytest.raises(ValueError, match="one class for each of the 20 rows"):
         plots.confusion_matrix(probs, y[:5])
+    for bad in (-1, 3):
+        with pytest.raises(ValueError, match=r"classes in \[0, 3\)"):
+            plots.confusion_matrix(probs, torch.where(y == 1, bad, y))

@@ -1,6 +1,10 @@
+import math
+
 import numpy as np
 import pytest
+import torch
 
+import bayesnn as bnn
 from bayesnn import plots
 from tests.plots.pictures import draw, history, legend, lines
 
@@ -35,3 +39,22 @@ def test_training_curves_of_one_metric():
         plots.training_curves(history(), metric="accuracy")
     with pytest.raises(ValueError, match="rows with 'loss' or 'val_nll'"):
         plots.training_curves([])
+
+
+def test_the_gap_is_between_two_numbers_in_the_same_units():
+    """Of standardised targets the loss is in other units than the validation's NLL: by log sd = 4.3 nats here."""
+    train, _ = bnn.data.load("diabetes")
+    model = bnn.BayesianModel(torch.nn.Linear(10, 1), likelihood=bnn.likelihoods.Normal(0.7))
+    posterior = bnn.fit(model, train, bnn.MAP(lr=1e-2), epochs=30, validation=0.3, batch_size=None, progress=False)
+    row = posterior.history[-1]
+    assert row["train_nll"] == pytest.approx(row["loss"] + math.log(float(train.target.std)))
+    ax = plots.training_curves(posterior.history)
+    draw(ax)
+    gap = float(next(text.get_text() for text in ax.texts if "gap" in text.get_text()).split()[1])
+    assert gap == pytest.approx(row["val_nll"] - row["train_nll"], rel=0.01)
+    assert abs(gap) < 0.3
+    classes = bnn.fit(
+        bnn.BayesianModel(torch.nn.Linear(2, 2), likelihood=bnn.likelihoods.Categorical()),
+        bnn.data.load("moons")[0], epochs=1, validation=0.3, progress=False,
+    )  # fmt: skip
+    assert "train_nll" not in classes.history[-1]
