@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bayesnn import data as bd
+from bayesnn.blind import blind
 from bayesnn.budget import Budget, epochs_within
 from bayesnn.compare_setup import MakeNet, check_folder, elsewhere, makers, parts, settings, shifted_tests, versions
 from bayesnn.comparison import Comparison, Fitted, score
@@ -133,7 +134,7 @@ def compare(
         "nets": list(by_net),
         "methods": {name: {**method.config(), "chains": chains} for name, (method, chains) in by_method.items()},
         "prior": None,  # as the models have it, the library's default included: filled in below
-        "likelihood": likelihood.config(),
+        "likelihood": likelihood.config(), "blind": blind(train, test, likelihood.kind),
         "budget": budget, "epochs": epochs, "batch_size": batch_size, "seeds": seeds,
         "validation": float(validation) if is_real(validation) else None,
         "ood": outside[0] if outside is not None else None, "device": device, "threads": torch.get_num_threads(),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bayesnn import data as bd
 from bayesnn import metrics
+from bayesnn.blind import blind_sentence
 from bayesnn.budget import Budget
 from bayesnn.posterior import Posterior
 from bayesnn.predictive import Predictive
@@ -98,7 +99,8 @@ class Comparison:
         budget = Budget.parse(settings["budget"]).sentence(settings["epochs"])
         spread = f"; mean ± standard error over {len(seeds)} seeds" if len(seeds) > 1 else ""
         batches = f"in batches of {settings['batch_size'] or 'all rows'}"
-        return f"{settings['data'] or 'data'}: {settings['num_test']} test rows, {budget} {batches}{spread}."
+        what = f"{settings['data'] or 'data'}: {settings['num_test']} test rows, {budget} {batches}{spread}."
+        return f"{what} {blind_sentence(settings['blind'])}".rstrip()
 
     def table(self) -> str:
         """Markdown, a line to each net and method; "mean ± standard error over the seeds" where there are several."""

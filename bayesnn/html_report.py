@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bayesnn.blind import blind_sentence
 from bayesnn.budget import Budget
 from bayesnn.table import COLUMNS
 
@@ -127,8 +128,9 @@ def _summary(settings: Mapping[str, Any]) -> str:
     over = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
     return (
         f"{methods} method{'s' * (methods > 1)} on {nets_named}, fitted to {settings['num_train']:,} rows of "
-        f"{settings['data'] or 'data'} and scored on {settings['num_test']:,} others: {budget}, {over}."
-    )
+        f"{settings['data'] or 'data'} and scored on {settings['num_test']:,} others: {budget}, {over}. "
+        f"{blind_sentence(settings['blind'])}"
+    ).rstrip()
 
 
 def _figures(paths: Sequence[Path]) -> list[dict[str, str]]:

@@ -46,6 +46,7 @@ def compare(
 ) -> None:
     """Fit one net with many methods on the same budget, print their scores, and write the report."""
     with one_line_errors():
+        from bayesnn.blind import blind_sentence
         from bayesnn.compare import compare as run
         from bayesnn.compare_setup import check_folder
 
@@ -65,6 +66,7 @@ def compare(
             Console().print(result.rich_table())
         else:  # Markdown goes well through pipes and into files
             print(result.table())
+        print(f"\n{blind_sentence(result.settings['blind'])}".rstrip())
         if out is not None:
             result.save(out)
             print(f"\nThe report is {out / 'report.html'}; table, numbers and pictures are in {out}")

@@ -66,7 +66,7 @@ def test_in_a_terminal_the_table_is_drawn_and_fits():
 
 def test_net_may_be_given_several_times():
     result = run("compare", "digits", "--net", "mlp", "--net", "lenet5", "--methods", "map", "--epochs", "1")
-    assert [line.split("|")[1].strip() for line in result.stdout.splitlines()] == ["net", "------", "mlp", "lenet5"]
+    assert [line.split("|")[1].strip() for line in result.stdout.splitlines()[:4]] == ["net", "------", "mlp", "lenet5"]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,8 @@ def test_ctrl_c_prints_what_is_complete_and_says_so_by_its_code(monkeypatch):
     monkeypatch.setitem(bnn.compare.__globals__, "fit", fit)
     result = run(*SHORT)
     assert result.exit_code == 130
-    assert [line.split("|")[1].strip() for line in result.stdout.splitlines()] == ["method", "------", "map"]
+    assert [line.split("|")[1].strip() for line in result.stdout.splitlines()[:3]] == ["method", "------", "map"]
+    assert "vi" not in result.stdout
 
 
 def test_where_every_fit_failed_the_code_is_2(monkeypatch):
