@@ -30,6 +30,7 @@ from bayesnn.methods import (
 from bayesnn.model import BayesianModel
 from bayesnn.posterior import Posterior
 from bayesnn.predictive import Predictive
+from bayesnn.prior_shift import prior_shift
 from bayesnn.scaling import Temperature
 
 __version__ = "0.1.0"
@@ -69,5 +70,6 @@ __all__ = [
     "nets",
     "optim",
     "plots",
+    "prior_shift",
     "priors",
 ]
