@@ -81,7 +81,7 @@ class ResNet(nn.Module):
         make_norm, make_act = norm_and_activation(norm)
         sides = self.in_shape[1:]
         small = (depth == 20 or min(sides) < SMALL) if small is None else small
-        smallest = (1 if small else 4) * 2 ** (len(blocks) - 1) // 2 + 1
+        smallest = (1 if small else 4) * 2 ** (len(blocks) - 1) + 1
         if min(sides) < smallest:
             raise ValueError(
                 f"ResNet: expected images of at least {smallest}x{smallest} for {depth} layers, got "

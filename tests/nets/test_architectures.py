@@ -37,12 +37,12 @@ def test_frn_adds_a_threshold_to_each_channel_that_an_activation_follows():
     [
         (lambda side: nets.VGG16((3, side, side), 2, dense=()), 32, "VGG16: expected images of at least 32x32"),
         (lambda side: nets.AlexNet((3, side, side), 2), 67, "AlexNet: expected images of at least 67x67"),
-        (lambda side: nets.ResNet(20, (3, side, side)), 3, "ResNet: expected images of at least 3x3 for 20 layers"),
-        (lambda side: nets.ResNet(18, (3, side, side)), 5, "ResNet: expected images of at least 5x5 for 18 layers"),
+        (lambda side: nets.ResNet(20, (3, side, side)), 5, "ResNet: expected images of at least 5x5 for 20 layers"),
+        (lambda side: nets.ResNet(18, (3, side, side)), 9, "ResNet: expected images of at least 9x9 for 18 layers"),
         (
             lambda side: nets.ResNet(18, (3, side, side), small=False),
-            17,
-            "ResNet: expected images of at least 17x17 for 18 layers",
+            33,
+            "ResNet: expected images of at least 33x33 for 18 layers",
         ),
         (lambda side: nets.ConvAutoencoder((1, side, side)), 4, "ConvAutoencoder: expected images of at least 4x4"),
     ],
@@ -56,6 +56,13 @@ def test_the_smallest_image_is_the_one_that_the_error_names(make, smallest, mess
     assert torch.isfinite(out).all()
     with pytest.raises(ValueError, match="expected images of shape"):
         net(torch.zeros(1, *net.in_shape)[:, :, 1:])
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_the_last_stage_of_the_smallest_image_sees_more_than_a_pixel(small):
+    side = 9 if small else 33
+    net = nets.ResNet(18, (3, side, side), small=small)
+    assert net.stages(net.stem(torch.zeros(1, 3, side, side))).shape[2:] == (2, 2)
 
 
 def test_the_perceptron_is_a_linear_map():
