@@ -178,8 +178,7 @@ def compare(
             if posterior is None or posterior.info["interrupted"]:
                 if posterior is not None:
                     row["error"] = posterior.info["error"]
-                nothing = dict.fromkeys((*comparison.scores, "seconds", "gradient_evaluations"), math.nan)
-                comparison.rows.append({**row, **nothing})
+                comparison.rows.append({**row, **dict.fromkeys(comparison.columns, math.nan)})
                 continue
             try:
                 predictive = posterior.predict(test.x)
@@ -198,8 +197,7 @@ def compare(
                     raise
                 row["error"] = first_line(error)
                 warnings.warn(f"{net_name}, {name}, seed {seed}: {row['error']}", stacklevel=2)
-                nothing = dict.fromkeys((*comparison.scores, "seconds", "gradient_evaluations"), math.nan)
-                comparison.rows.append({**row, **nothing})
+                comparison.rows.append({**row, **dict.fromkeys(comparison.columns, math.nan)})
                 continue
             row["seconds"] = sum(posterior.info["seconds"])
             row["gradient_evaluations"] = sum(posterior.info["gradient_evaluations"])

@@ -89,7 +89,6 @@ def _recorded(posterior: Posterior, counts: list[int], shortest: int) -> dict[st
     for name in names:
         values = []
         for rows, count, stored in zip(chains, counts, posterior.num_draws, strict=True):
-            # Broken draws, of which the last ones are left out, have a row all the same.
             if stored is None or len(rows[name]) < stored:
                 return {}
             chosen = np.asarray(rows[name])[evenly_spaced(count, stored)]

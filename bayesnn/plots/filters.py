@@ -17,8 +17,7 @@ from bayesnn.rng import generator
 if TYPE_CHECKING:
     from bayesnn.posterior import Posterior
 
-DRAWS = 50
-CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+DRAWS = 50  # of a distribution
 
 
 def filters(
