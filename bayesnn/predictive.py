@@ -25,6 +25,7 @@ from bayesnn.metrics.detection import uncertainty_scores
 from bayesnn.model import BayesianModel, State
 from bayesnn.quantile import invert_cdf
 from bayesnn.rng import generator, isolated
+from bayesnn.stacked import NotStackableError, params_of_draws
 
 BLOCK_BYTES = 32 * 2**20  # at most, for a block with all that is computed from it; and as much for outputs
 PASS_BYTES = 2**20, 64 * 2**20  # inputs of a forward pass, at most, on a CPU, and on a GPU
@@ -387,20 +388,28 @@ class Predictive:
         """Parameters of the targets' distribution, each (draw, row, ...)."""
         pieces = x.to(self._device).split(self._batch_size)
         outputs: Params = {}
-        index = 0
-        for model, chain in zip(self._models, self._chains, strict=True):
-            own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-            for state in chain():
-                torch._foreach_copy_([own[name] for name in state], list(state.values()))
-                first = 0
-                for piece in pieces:
-                    for key, value in model(piece).items():
-                        if key not in outputs:
-                            outputs[key] = value.new_empty(self.num_draws, len(x), *value.shape[1:])
+
+        def put(draws: slice, rows: slice, params: Params) -> None:
+            for key, value in params.items():
+                if key not in outputs:
+                    outputs[key] = value.new_empty(self.num_draws, len(x), *value.shape[2:])
+                outputs[key][draws, rows] = value
+
+        first_draw = 0
+        for model, chain, count in zip(self._models, self._chains, self._counts, strict=True):
+            try:
+                put(slice(first_draw, first_draw + count), slice(None), params_of_draws(model, chain(), pieces))
+            except NotStackableError:
+                own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+                for draw, state in enumerate(chain(), first_draw):
+                    torch._foreach_copy_([own[name] for name in state], list(state.values()))
+                    first = 0
+                    for piece in pieces:
                         # At once: what a net returns may be a view of a weight, and the next draw is written there.
-                        outputs[key][index, first : first + len(piece)] = value
-                    first += len(piece)
-                index += 1
+                        params = {key: value[None] for key, value in model(piece).items()}
+                        put(slice(draw, draw + 1), slice(first, first + len(piece)), params)
+                        first += len(piece)
+            first_draw += count
         return outputs
 
 

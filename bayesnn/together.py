@@ -43,9 +43,8 @@ class SideBySide(BayesianModel):
 
         super().__init__(copy.deepcopy(first.net), first.prior, copy.deepcopy(first.likelihood), chosen)
         self.autocast, self.log_priors = first.autocast, first.log_priors
-        self._form = (
-            AsModule(first, "log_likelihood"),
-        )  # in a tuple it is no part of this module: its parameters are none of ours
+        # In a tuple it is no part of this module: its parameters are none of ours.
+        self._form = first, AsModule(first, "log_likelihood")
         each = [dict(model.named_parameters()) for model in models]
         self._names = [name for name, p in self.named_parameters() if p.requires_grad]
         for name, p in self.named_parameters():
@@ -55,11 +54,11 @@ class SideBySide(BayesianModel):
     @property
     def one(self) -> BayesianModel:
         """The first of the models, whose form the others have."""
-        return self._form[0].model
+        return self._form[0]
 
     def each(self, x: Tensor, y: Tensor) -> Tensor:
         """log p(y_i | x_i, w_k) of each row under each net, (K, batch)."""
-        (form,) = self._form
+        _, form = self._form
         self.one.autocast = self.autocast
         own = dict(self.named_parameters())
         weights = {f"model.{name}": own[name] for name in self._names}

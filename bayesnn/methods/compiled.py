@@ -180,15 +180,14 @@ def _loss(
 
 
 class AsModule(nn.Module):
-    """``log_likelihood`` or ``mean_nll`` of a model as a forward pass: what ``functional_call`` can call."""
+    """A method of a model or a likelihood as a forward pass: what ``functional_call`` can call."""
 
-    def __init__(self, model: BayesianModel, method: str) -> None:
+    def __init__(self, model: nn.Module, method: str) -> None:
         super().__init__()
         self.model, self.method = model, method
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        out: Tensor = getattr(self.model, self.method)(x, y)
-        return out
+    def forward(self, *inputs: Tensor) -> Any:
+        return getattr(self.model, self.method)(*inputs)
 
 
 def _prepared(prior: Any, parameter: Tensor) -> Any:

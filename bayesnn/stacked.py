@@ -1,0 +1,194 @@
+"""A pass at many draws of the weights at once, for nets that are linear layers and functions of single numbers.
+
+A tiny net's pass takes less time than what surrounds it: the calls of its modules, the copying of its weights. Here
+the net is called once for a block of draws, and a ``TorchFunctionMode`` sees each call that it makes. A linear layer
+becomes one product with the weights of all the draws; a function of single numbers (an activation, a sum of two
+layers) takes their outputs as it took one draw's. Whatever else the net does, with its weights or with what comes of
+them, raises :class:`NotStackableError`, and then each draw has a pass of its own. So what is answered is right by
+construction, and for every net that can be had.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.overrides import TorchFunctionMode
+
+from bayesnn.errors import first_line
+from bayesnn.likelihoods.base import Params
+from bayesnn.methods.calls import CALLS
+from bayesnn.methods.compiled import AsModule
+from bayesnn.model import BayesianModel, State
+
+# What the widest layer makes of one block of draws, on a CPU and on a GPU: it should stay in the cache.
+STACK_BYTES = 2 * 2**20, 64 * 2**20
+
+_ACTIVATIONS = (
+    *(F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.softplus, F.softsign),
+    *(F.logsigmoid, F.hardtanh, F.hardswish, F.hardsigmoid, F.tanhshrink, F.hardshrink, F.softshrink),
+    *(torch.relu, torch.tanh, torch.sigmoid, torch.sin, torch.cos, torch.exp, torch.abs, torch.square, torch.erf),
+    *(F.tanh, F.sigmoid, Tensor.relu, Tensor.tanh, Tensor.sigmoid, Tensor.sin, Tensor.cos, Tensor.exp, Tensor.square),
+)
+_ARITHMETIC = (
+    *(torch.add, torch.sub, torch.mul, torch.div, Tensor.add, Tensor.sub, Tensor.mul, Tensor.div),
+    *(Tensor.__add__, Tensor.__radd__, Tensor.__sub__, Tensor.__rsub__, Tensor.__mul__, Tensor.__rmul__),
+    *(Tensor.__truediv__, Tensor.__neg__, Tensor.__pow__),
+)
+BY_NUMBER = frozenset({*_ACTIVATIONS, *_ARITHMETIC})
+FLATTEN = frozenset({torch.flatten, Tensor.flatten})
+DROPOUT = frozenset({F.dropout, F.alpha_dropout, F.feature_alpha_dropout, F.dropout1d, F.dropout2d, F.dropout3d})
+
+
+class NotStackableError(Exception):
+    """The net does something that is not known to treat each draw and each row by itself."""
+
+
+class Stacked(TorchFunctionMode):
+    """Stands in for the calls of a net, so that ``net(x)`` is its outputs at all draws of ``states``.
+
+    Parameters
+    ----------
+    net : in eval mode.
+    states : its parameters by name, each with the draws along axis 0; those that are not there are the net's own.
+    """
+
+    def __init__(self, net: nn.Module, states: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        own = dict(net.named_parameters())
+        if unknown := states.keys() - own.keys():
+            raise NotStackableError(f"{sorted(unknown)[0]} is no parameter")  # a buffer, of which a net may do anything
+        # By identity, which holds however the net comes by a weight.
+        self._weights = {id(own[name]): value for name, value in states.items()}
+        self._fixed = {id(parameter) for name, parameter in own.items() if name not in states}
+        self._seen: dict[int, tuple[Tensor, bool]] = {}  # what came of x, and whether it has an axis of draws
+
+    def outputs(self, net: nn.Module, x: Tensor) -> Tensor:
+        """What ``net`` says of x (batch, ...) at each draw, (draw, batch, outputs).
+
+        Raises
+        ------
+        NotStackableError : the net does what this cannot stand in for.
+        """
+        self._seen = {id(x): (x, False)}
+        try:
+            with self:
+                out = net(x)
+            result, by_draw = self._of(out)
+        finally:
+            self._seen = {}
+        if not by_draw:
+            raise NotStackableError("outputs that no weight has a part in")
+        return result
+
+    def _of(self, value: Any) -> tuple[Tensor, bool]:
+        try:
+            return self._seen[id(value)]
+        except KeyError:
+            raise NotStackableError(f"a {type(value).__name__} that did not come of the inputs") from None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear:
+            result = self._linear(*CALLS[func](*args, **kwargs)[1:])
+        elif func in BY_NUMBER and not kwargs.get("inplace") and "out" not in kwargs:
+            result = self._by_number(func, args, kwargs)
+        elif func in FLATTEN or func in DROPOUT:
+            result = self._unchanged(func, args, kwargs)
+        elif func is Tensor.dim or (func in (Tensor.shape.__get__, Tensor.size) and len(args) == 1):  # type: ignore[attr-defined]
+            value, by_draw = self._of(args[0])
+            shape = value.shape[1:] if by_draw else value.shape
+            return len(shape) if func is Tensor.dim else shape
+        else:
+            raise NotStackableError(f"a call of {getattr(func, '__name__', func)}")
+        self._seen[id(result[0])] = result
+        return result[0]
+
+    def _linear(self, x: Any, weight: Any, bias: Any) -> tuple[Tensor, bool]:
+        """x W' + b at all draws, in memory (draw, output, row): the first layer's is one product with all weights."""
+        rows, by_draw = self._of(x)
+        if rows.dim() - by_draw != 2:
+            raise NotStackableError(f"inputs {tuple(rows.shape)} of a linear layer")
+        (w, w_by_draw), (b, b_by_draw) = self._weight(weight), self._weight(bias)
+        if not w_by_draw and b_by_draw:
+            raise NotStackableError("a fixed weight with a bias of each draw")
+        if not w_by_draw:
+            return F.linear(rows, w, b), by_draw
+        b = w.new_zeros(w.shape[:2]) if b is None else b.expand(w.shape[:2])
+        if by_draw:
+            return torch.baddbmm(b[..., None], w, rows.mT).mT, True
+        product = torch.addmm(b.reshape(-1, 1), w.flatten(0, 1), rows.T)
+        return product.view(*w.shape[:2], len(rows)).mT, True
+
+    def _weight(self, weight: Any) -> tuple[Any, bool]:
+        if weight is None or id(weight) in self._fixed:
+            return weight, False
+        if id(weight) not in self._weights:
+            raise NotStackableError("a weight that is not a parameter itself")
+        return self._weights[id(weight)], True
+
+    def _by_number(self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Any) -> tuple[Tensor, bool]:
+        """``func`` of numbers, and of what came of x: of layers of one width, as others would broadcast."""
+        given = [self._of(value) for value in args if isinstance(value, Tensor)]
+        if any(isinstance(value, Tensor) for value in kwargs.values()):
+            raise NotStackableError("a tensor by name")
+        if len({value.shape[-2:] for value, _ in given}) != 1:
+            raise NotStackableError("layers of several widths in one")
+        values = iter(value for value, _ in given)
+        by_draw = any(by_draw for _, by_draw in given)
+        return func(*(next(values) if isinstance(value, Tensor) else value for value in args), **kwargs), by_draw
+
+    def _unchanged(self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Any) -> tuple[Tensor, bool]:
+        """Calls that leave the numbers of each row as they are: flatten, and dropout in eval mode."""
+        value, by_draw = self._of(args[0])
+        row = value[0] if by_draw else value
+        result = func(row, *args[1:], **kwargs)
+        if len(result) != len(row) or result.data_ptr() != row.data_ptr() or (by_draw and result.shape != row.shape):
+            raise NotStackableError(f"a call of {func.__name__}")
+        return (value.view_as(value) if by_draw else result.view_as(result)), by_draw
+
+
+@torch.no_grad()
+def params_of_draws(model: BayesianModel, states: Iterable[State], pieces: Sequence[Tensor]) -> Params:
+    """Parameters of the targets' distribution, each (draw, row, ...), for inputs that come in pieces (batch, ...).
+
+    Raises
+    ------
+    NotStackableError : this net, or its likelihood, has to be called once for each draw, or it does not pay.
+    """
+    size = _block_of_draws(model.net, len(pieces[0]))
+    if size == 1 or model.autocast is not None:
+        raise NotStackableError("layers too wide")
+    rest, parts, noise = iter(states), [], []
+    while block := list(itertools.islice(rest, size)):
+        stacked = {name: torch.stack([state[name] for state in block]) for name in block[0]}
+        net = Stacked(model.net, _part("net.", stacked))
+        # One after another into a place of its own: the layers' temporaries are free again before the next.
+        parts.append(torch.cat([net.outputs(model.net, piece) for piece in pieces], dim=1))
+        noise.append(_part("likelihood.", stacked))
+    own = {f"model.{name}": torch.cat([part[name] for part in noise]) for name in noise[0]}
+    form, outputs = AsModule(model.likelihood, "params"), torch.cat(parts)
+    try:
+        params: Params = vmap(lambda own, outputs: functional_call(form, own, (outputs,)))(own, outputs)
+    except Exception as error:  # vmap has an error of its own kind for each thing that a user's code may do
+        raise NotStackableError(first_line(error)) from error
+    return params
+
+
+def _part(prefix: str, state: State) -> State:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _block_of_draws(net: nn.Module, rows: int) -> int:
+    """How many draws one pass of so many rows takes; 1 where it does not pay."""
+    weight = next(net.parameters())
+    widest = max((len(p) for p in net.parameters() if p.dim() == 2), default=0)
+    size = widest * rows * weight.element_size()
+    return max(1, STACK_BYTES[weight.device.type != "cpu"] // size) if size else 1
