@@ -90,7 +90,7 @@ def settings(methods: Any) -> dict[str, tuple[Method, int]]:
     if isinstance(methods, Mapping):
         pairs = {name: one if isinstance(one, tuple) else (one, one.default_chains) for name, one in methods.items()}
     else:
-        known = named_settings()
+        known, methods = named_settings(), list(methods)
         for name in methods:
             if name not in known:
                 raise unknown("method", name, known)

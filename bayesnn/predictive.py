@@ -20,7 +20,7 @@ from bayesnn.data.dataset import as_targets, check_finite
 from bayesnn.errors import at_least, first_line
 from bayesnn.likelihoods.base import Params
 from bayesnn.likelihoods.classification import Bernoulli
-from bayesnn.metrics.classification import as_class_probs, mass_before
+from bayesnn.metrics.classification import mass_before
 from bayesnn.metrics.detection import uncertainty_scores
 from bayesnn.model import BayesianModel, State
 from bayesnn.quantile import invert_cdf
@@ -214,8 +214,11 @@ class Predictive:
         return self.quantile([(1 - level) / 2, (1 + level) / 2])
 
     def credible_set(self, level: float = 0.9) -> Tensor:
-        """The fewest classes with a probability of at least ``level`` together, (batch, K) bool."""
-        probs = as_class_probs(self._class_probs("credible_set()"))
+        """The fewest classes with a probability of at least ``level`` together, (batch, ..., K) bool; 0 and 1 have two.
+
+        Each pixel of an image, and each of several yes-or-no targets, has a set of its own.
+        """
+        probs = self._all_classes("credible_set()")
         if not 0 < level < 1:
             raise ValueError(f"Expected level in (0, 1), got {level!r}: 0.9 is nine in ten.")
         return mass_before(probs) < level
@@ -227,7 +230,7 @@ class Predictive:
         samples: int = 1000,
         seed: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """The action of greatest expected utility for each input, and that utility, each (batch,).
+        """The action of greatest expected utility for each input (each pixel), and that utility, each (batch, ...).
 
         Expected utility of action a is sum_k p(k | x, D) utility[a, k] (Bernardo & Smith 1994, section 2.5), with the
         identity that of the most probable class; of real targets the mean of utility_a(y) over samples of y.
@@ -254,15 +257,15 @@ class Predictive:
                 )
             expected = values.mean(1).T
         else:
-            probs = as_class_probs(self._class_probs("decide()")).double()
+            probs = self._all_classes("decide()").double()
             utility = torch.as_tensor(utility).to(probs)
-            if utility.dim() != 2 or utility.shape[1] != probs.shape[1]:
+            if utility.dim() != 2 or utility.shape[1] != probs.shape[-1]:
                 raise ValueError(
-                    f"Expected utilities (actions, {probs.shape[1]}), a column for each class, got "
+                    f"Expected utilities (actions, {probs.shape[-1]}), a column for each class, got "
                     f"{tuple(utility.shape)}."
                 )
             expected = probs @ utility.T
-        value, action = expected.max(1)
+        value, action = expected.max(-1)
         if abstain is not None:
             action = torch.where(value > abstain, action, -1)
             value = value.clamp_min(abstain)
@@ -338,6 +341,11 @@ class Predictive:
         if self._model.likelihood.kind != "classes":
             raise ValueError(f"Expected classes for .{what}, got a real target: use .interval() or .quantile().")
         return self.mean
+
+    def _all_classes(self, what: str) -> Tensor:
+        """Probabilities (batch, ..., K) of all classes: of 0 and 1, whose mean is the probability of 1, of both."""
+        probs = self._class_probs(what)
+        return torch.stack([1 - probs, probs], -1) if isinstance(self._model.likelihood, Bernoulli) else probs
 
     def _blocks(self) -> Iterator[tuple[slice, Params]]:
         """(rows, parameters of the targets' distribution, each (draw, row, ...)), block after block."""

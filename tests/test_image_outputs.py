@@ -58,6 +58,13 @@ def test_every_quantity_has_the_form_of_the_pixels(case):
     for part in (predictive.total, predictive.aleatoric, predictive.epistemic):
         assert part.shape == pixels
         assert bool((part >= 0).all())
+    if likelihood.kind == "classes":
+        K = CLASSES if case == "Categorical" else 2
+        assert predictive.credible_set(0.6).shape == (*pixels, K)
+        action, value = predictive.decide(torch.eye(K))
+        assert action.shape == value.shape == pixels
+        most = predictive.mean.max(-1) if case == "Categorical" else (predictive.mean - 0.5).abs() + 0.5
+        torch.testing.assert_close(value, most[0] if case == "Categorical" else most)
     each = []
     for state in states:
         model.load_state(state)

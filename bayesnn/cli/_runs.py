@@ -19,6 +19,7 @@ from bayesnn.prepare import prepare
 
 FILE, FORMAT, VERSION = "run.json", "bayesnn-run", 1
 _KEYS = ("net", "in_shape", "columns", "classes", "inputs", "data", "settings")
+_SETTINGS = ("method", "validation", "seed")
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,10 @@ def load(path: Path, device: str | None = None) -> Run:
             f"Expected format {FORMAT}, version {VERSION}, got {read.get('format')!r}, version {read.get('version')!r} "
             f"in {file}: read it with the version of bayesnn that wrote it."
         )
-    missing = [key for key in _KEYS if key not in read]
-    if missing:
-        raise ValueError(f"Expected {', '.join(_KEYS)} in {file}, got no {missing[0]}: it is damaged, fit anew.")
+    for part, keys in ((read, _KEYS), (read.get("settings"), _SETTINGS)):
+        missing = [key for key in keys if not isinstance(part, dict) or key not in part]
+        if missing:
+            raise ValueError(f"Expected {', '.join(keys)} in {file}, got no {missing[0]}: it is damaged, fit anew.")
     net = build_net(read["net"])
     posterior = Posterior.load(path, net.to(_device(device, net)))
     return Run(

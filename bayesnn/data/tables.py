@@ -124,7 +124,8 @@ def _known(table: Table) -> str:
 
 
 def _number(cell: str) -> float:
+    """The cell as a number; nan where it is none. (``1_010`` is one to Python, and none in a table.)"""
     try:
-        return float(cell)
+        return float("nan") if "_" in cell else float(cell)
     except ValueError:
         return float("nan")

@@ -61,9 +61,9 @@ def labelled(probs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mass_before(probs: Tensor) -> Tensor:
-    """Of each class the probability of all that are more probable, (batch, K), float64; ties in the classes' order."""
-    ordered, order = probs.double().sort(dim=1, descending=True, stable=True)
-    return torch.empty_like(ordered).scatter_(1, order, ordered.cumsum(1) - ordered)
+    """Of each class the probability of all that are more probable, (..., K), float64; ties in the classes' order."""
+    ordered, order = probs.double().sort(dim=-1, descending=True, stable=True)
+    return torch.empty_like(ordered).scatter_(-1, order, ordered.cumsum(-1) - ordered)
 
 
 def accuracy(probs: Tensor, y: Tensor) -> float:

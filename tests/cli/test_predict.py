@@ -219,6 +219,7 @@ def test_other_bad_input_is_refused(refused, digits, moons, priced, houses, scan
         (lambda text: "{", "it is damaged"),
         (lambda text: text.replace('"version": 1', '"version": 99'), "version 99"),
         (lambda text: text.replace('"columns"', '"columms"'), "got no columns"),
+        (lambda text: text.replace('"method": "map"', '"metod": "map"'), "got no method"),
         (lambda text: text.replace('"kind": "mlp"', '"kind": "mpl"'), "Unknown net 'mpl'"),
     ],
 )

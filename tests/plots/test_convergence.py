@@ -26,3 +26,6 @@ def test_ess_histogram_counts_everything():
     assert [line.get_xdata()[0] for line in ax.get_lines()] == [400, 1000]
     with pytest.raises(ValueError, match="4 draws a chain or more"):
         plots.ess_histogram(np.array([np.nan]), 10)
+    for bad in (np.inf, 0.0, -1.0):
+        with pytest.raises(ValueError, match="positive and finite"):
+            plots.ess_histogram(np.array([1.0, bad]), 10)
