@@ -16,6 +16,7 @@ from torch import Tensor
 
 TargetKind = Literal["auto", "classes", "regression"]
 _INTEGER = re.compile(r"[+-]?\d+")
+_GAPS = ("NA", "N/A", "nan", "NaN", "null", "NULL", "None", "?")
 FEW = 10  # rows a class, in the mean, below which integers may have been meant as numbers
 
 
@@ -61,14 +62,16 @@ class Table:
         Raises
         ------
         ValueError
-            If the column is missing, has empty cells or one class only, or is asked for as numbers and has none.
+            If the column is missing, has gaps or one class only, or is asked for as numbers and has none.
         """
         if name not in self.columns:
             raise ValueError(f"Expected a target among the columns of {self.path}, got {name!r}: {_known(self)}")
         cells = self.columns[name]
-        if "" in cells:
-            line = self.lines[cells.index("")]
-            raise ValueError(f"Expected a target in every row of {self.path}, got none in line {line}: drop such rows.")
+        # Among numbers "NA" is a gap; among words it may be a class.
+        gaps = {"", *_GAPS} if np.isfinite([_number(cell) for cell in cells]).any() else {""}
+        gap = next((line for line, cell in zip(self.lines, cells, strict=True) if cell in gaps), None)
+        if gap is not None:
+            raise ValueError(f"Expected a target in every row of {self.path}, got none in line {gap}: drop such rows.")
         integers = all(_INTEGER.fullmatch(cell) for cell in cells)
         if kind == "regression" or (kind == "auto" and not integers and np.isfinite([_number(c) for c in cells]).all()):
             return torch.from_numpy(self._column(name)), None

@@ -87,9 +87,7 @@ def ess_histogram(ess_values: Values, draws: int, ax: Axes | None = None, thresh
     if len(values) == 0:
         raise ValueError(f"ess_values must hold a number; got {len(everything)} nan: keep 4 draws a chain or more")
     if not (np.isfinite(values) & (values > 0)).all():
-        raise ValueError(
-            "ess_values must be positive and finite, or nan; got others: they are those of diagnostics.ess"
-        )
+        raise ValueError("ess_values must be positive and finite, or nan; got others: take diagnostics.ess")
     ax = one_axes(ax, (6.4, 4.0))
     start, end = min(float(values.min()), threshold, draws) / 1.2, 1.2 * max(float(values.max()), threshold, draws)
     edges = np.geomspace(start, end, 51)

@@ -43,6 +43,12 @@ def test_text_is_classes_and_numbers_are_a_regression(table):
     assert (y.tolist(), classes) == ([1.0, 2.0], None)
 
 
+def test_among_words_na_is_a_class_and_an_underscore_makes_no_number(table):
+    assert table("y\nEU\nNA\nEU\n").target("y", "classes")[1] == ("EU", "NA")
+    with pytest.raises(ValueError, match="got '1_010' in line 3"):
+        table("a\n1\n1_010\n").numbers(["a"])
+
+
 def test_the_user_decides_otherwise(table):
     read = table("y,z\n1,0.5\n2,1.5\n")
     y, classes = read.target("y", "regression")
@@ -62,6 +68,7 @@ def test_many_classes_of_few_rows_are_warned_of(table):
     [
         ("y\n1\n\n", "at least two classes in column 'y'"),
         ("x,y\n1,a\n2,\n", "got none in line 3"),
+        ("y\n0.5\nNA\n", "got none in line 3"),
         ("x\n1\n", "Expected a target among the columns"),
     ],
 )
