@@ -34,7 +34,7 @@ class Batches:
         or one row longer.
         "iid": every minibatch is ``batch_size`` rows drawn with replacement, never short, so that minibatches are
         independent and their gradients too. "sequential": the rows in their order, as views; the last as in
-        "reshuffle".
+        "reshuffle", where it is always the same rows': where it is short, each of these weighs more than the others.
     generator : torch.Generator, optional
         Where the randomness comes from: needed for "iid", and for "reshuffle" with more than one minibatch. Its device
         need not be the data's: a CPU generator gives the same minibatches on every device.

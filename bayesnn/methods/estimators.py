@@ -135,6 +135,8 @@ class Estimator(TorchFunctionMode, ABC):
             with self:
                 result = loss()
             result.backward()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:
             # It may be what served it that failed, which cannot be differentiated twice or computed anew by a
             # checkpoint: a pass without it will tell.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bayesnn import optim
-from bayesnn.errors import at_least, fraction, positive
+from bayesnn.errors import at_least, fraction, is_real, positive
 from bayesnn.methods.base import (
     Method,
     Plan,
@@ -83,7 +83,7 @@ class IVON(Method):
         if self.beta2 is not None:
             fraction("beta2", self.beta2, "it is the memory of the curvature")
         at_least("mc_samples", self.mc_samples, 1)
-        if not self.clip_radius > 0:
+        if not is_real(self.clip_radius) or not self.clip_radius > 0:
             raise ValueError(f"Expected clip_radius > 0, got {self.clip_radius!r}: inf clips nothing.")
         check_schedule(self.schedule)
         positive("point_lr", self.point_lr)

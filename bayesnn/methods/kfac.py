@@ -6,8 +6,10 @@ sum_i (a_i a_i') kron (g_i g_i'), g_i = d f_i / d s_i ' R_i with Lambda_i = R_i 
     A kron G / positions,       A = sum_it a_it a_it',       G = sum_it g_it g_it',
 
 sums over rows i and positions t (of a convolution, Grosse & Martens 2016; one for a plain linear layer), ``positions``
-how many these are. It is exact where all a_it or all g_it are the same, as in a linear regression. The diagonal,
-sum_i (sum_t g_it a_it')^2, is exact everywhere, and takes no Jacobian of the whole net.
+how many these are. With one position a row it is exact where all a_i or all g_i are alike, as in regression.
+With T of them it leaves out, as they do, what two positions of a row have in common: where those are alike the data's
+precision comes out T times too small. The diagonal, sum_i (sum_t g_it a_it')^2, is exact everywhere, and takes no
+Jacobian of the whole net.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -83,8 +84,10 @@ class _LowRankRun(VariationalRun):
                 self._rho.copy_(sd.log())
                 factor = [init.factor[name].reshape(self._rank, -1) for name in self._weights.parameters]
                 return [torch.cat(factor, 1).to(self._mu).div_(sd)]
+        # Of each variance F takes its share, in the mean over G, and sigma keeps the rest.
+        self._rho.add_(0.5 * math.log(1 - INITIAL_SHARE))
         G = self._mu.new_empty(self._rank, n).normal_(generator=self.streams.noise)
-        return [G.mul_((INITIAL_SHARE / self._rank) ** 0.5)]
+        return [G.mul_((INITIAL_SHARE / (1 - INITIAL_SHARE) / self._rank) ** 0.5)]
 
     def _direction(self) -> Tensor:
         (G,) = self._shape

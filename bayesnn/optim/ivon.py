@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bayesnn.errors import at_least, fraction, positive
+from bayesnn.errors import at_least, fraction, is_real, positive
 
 
 class IVON(Optimizer):
@@ -85,11 +85,11 @@ class IVON(Optimizer):
         positive("hess_init", hess_init)
         fraction("beta1", beta1, "it is the memory of the gradient")
         fraction("beta2", beta2, "it is the memory of the curvature")
-        if not 0 <= weight_decay < math.inf:
+        if not is_real(weight_decay) or not 0 <= weight_decay < math.inf:
             raise ValueError(
                 f"Expected weight_decay >= 0 and finite, got {weight_decay!r}: give a non-negative number."
             )
-        if not clip_radius > 0:
+        if not is_real(clip_radius) or not clip_radius > 0:
             raise ValueError(f"Expected clip_radius > 0, got {clip_radius!r}: inf clips nothing.")
         self._generator, self._samples = generator, 0
         defaults = {"lr": lr, "num_data": num_data, "hess_init": hess_init, "beta1": beta1, "beta2": beta2,

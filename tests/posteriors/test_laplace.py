@@ -339,6 +339,19 @@ def test_kronecker_factors_of_a_convolution():
     )
 
 
+def test_kronecker_factors_take_positions_for_independent():
+    """One weight on T equal pixels whose outputs are summed: f = T w, which full and diag know and kron does not."""
+    T, rows, noise = 16, 20, 0.5
+    net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Flatten(), nn.Linear(T, 1, bias=False))
+    nn.init.ones_(net[2].weight).requires_grad_(False)
+    model = bnn.BayesianModel(net, priors.Normal(1.0), likelihoods.Normal(noise)).double()
+    data = torch.ones(rows, 1, 4, 4).double(), torch.zeros(rows).double()
+    of_data = rows * T**2 / noise**2
+    for curvature, expected in (("full", of_data), ("diag", of_data), ("kron", of_data / T)):
+        source = at_start(model, data, curvature=curvature).sources[0]
+        assert 1 / float(covariance(source, "net.0.weight")) == pytest.approx(1 + expected, rel=1e-6)
+
+
 def test_the_diagonal_of_a_convolution_is_that_of_the_whole_matrix(monkeypatch):
     net = conv_net()
     net(IMAGES[:1].float())
@@ -411,7 +424,8 @@ def test_the_predictive_of_the_weights_is_the_net_at_each_draw():
     draws = posterior.predict(X, draws=3).draws[0]
     for state, draw in zip(posterior.states(3)[0], draws, strict=True):
         own = {name.removeprefix("net."): value for name, value in state.items()}
-        assert torch.equal(functional_call(model.net, own, (X,))[:, 0], draw)
+        alone = functional_call(model.net, own, (X,))[:, 0]
+        torch.testing.assert_close(alone, draw, rtol=1e-5, atol=1e-6)  # many draws at once: up to rounding
 
 
 def test_the_last_layer_is_exact_given_its_features():
