@@ -1,0 +1,184 @@
+"""The nets of courses on MNIST, Fashion-MNIST and CIFAR-10: each study's methods, their scores and what they cost.
+
+    BAYESNN_DATA=DIR OMP_NUM_THREADS=1 python benchmarks/image_nets.py mnist-lenet5 --out results/image_nets.json
+    python benchmarks/image_nets.py --out results/image_nets.json                   # print what is there
+
+Chains of SG-MCMC start in the nets of the study's ensemble, whose gradients and seconds count as theirs. Results are
+kept after each fit, and what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import bayesnn as bnn
+
+DRAWS = 100  # of all chains
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One method; ``start`` names the fit in whose nets its chains start."""
+
+    method: bnn.methods.Method
+    epochs: int
+    chains: int = 1
+    start: str | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Data, net, prior, and the methods in an order in which each start comes before what starts there."""
+
+    data: str
+    net: Callable[[], nn.Module]
+    fits: dict[str, Fit]
+    gain: float = 3.0
+    batch: int = 128
+
+    def model(self) -> bnn.BayesianModel:
+        """A fresh net with sd gain / sqrt(fan-in) for its weights."""
+        return bnn.BayesianModel(self.net(), bnn.priors.Layerwise(gain=self.gain), bnn.likelihoods.Categorical())
+
+
+def _mlp() -> nn.Module:
+    return bnn.nets.MLP(784, (512, 512), 10)
+
+
+STUDIES = {
+    "mnist-lenet5": Study(
+        "mnist",
+        bnn.nets.LeNet5,
+        {
+            "MAP": Fit(bnn.MAP(), 20),
+            "ensemble of 4": Fit(bnn.MAP(), 20, 4),
+            "MeanFieldVI": Fit(bnn.MeanFieldVI(), 60),
+            "SGHMC": Fit(bnn.SGHMC(draws=25), 20, 4, "ensemble of 4"),
+        },
+    ),
+    "mnist-mlp": Study("mnist", _mlp, {"MAP": Fit(bnn.MAP(), 20), "MeanFieldVI": Fit(bnn.MeanFieldVI(lr=2e-3), 60)}),
+    "fashion-lenet5": Study(
+        "fashion-mnist",
+        bnn.nets.LeNet5,
+        {
+            "MAP": Fit(bnn.MAP(), 20),
+            "ensemble of 4": Fit(bnn.MAP(), 20, 4),
+            "SGHMC": Fit(bnn.SGHMC(draws=25), 40, 4, "ensemble of 4"),
+        },
+    ),
+    # Equal budgets: 240 epochs in all.
+    "cifar10-resnet20": Study(
+        "cifar10",
+        lambda: bnn.nets.ResNet(20, norm="frn"),
+        {
+            "MAP": Fit(bnn.MAP(), 240),
+            "start of SGHMC": Fit(bnn.MAP(), 30, 4),
+            "SGHMC": Fit(bnn.SGHMC(draws=10), 30, 4, "start of SGHMC"),
+            "MeanFieldVI": Fit(bnn.MeanFieldVI(lr=2e-3), 240),
+        },
+        batch=64,
+    ),
+}
+
+
+def load(name: str) -> tuple[bnn.data.Data, bnn.data.Data]:
+    """Training and test part; "cifar10" is the first 4,000 training images, of which a fifth are the test part."""
+    if name != "cifar10":
+        return bnn.data.load(name)
+    file = np.load(Path(os.environ["BAYESNN_DATA"]) / "cifar10-subset" / "cifar10_train_first4000.npz")
+    x, y = (file[key] for key in sorted(file.files, key=lambda key: -file[key].ndim))
+    data = bnn.data.Data.of(x.transpose(0, 3, 1, 2).astype("float32") / 255, y.astype("int64"), name)
+    return bnn.data.standardize(*bnn.data.split(data, 0.2, 0))
+
+
+def run(
+    study: Study, name: str, train: bnn.data.Data, test: bnn.data.Data, seed: int, fitted: dict[str, bnn.Posterior]
+) -> Row:
+    """Fit one method, and first where it starts; its scores on the test part."""
+
+    def fit(name: str) -> bnn.Posterior:
+        if name not in fitted:
+            one = study.fits[name]
+            init = {} if one.start is None else {"init": fit(one.start)}
+            options: dict[str, Any] = {"epochs": one.epochs, "batch_size": study.batch, "chains": one.chains, **init}
+            fitted[name] = bnn.fit(study.model(), train, one.method, seed=seed, progress=False, **options)
+        return fitted[name]
+
+    posterior = fit(name)
+    predictive = posterior.predict(test.x, draws=max(1, DRAWS // posterior.num_chains))
+    spent, start = [posterior], study.fits[name].start
+    while start is not None:
+        spent.append(fitted[start])
+        start = study.fits[start].start
+    return {
+        **bnn.metrics.classification_table(predictive.mean, test.y),
+        "gradients": sum(sum(each.info["gradient_evaluations"]) for each in spent),
+        "seconds": sum(sum(each.info["seconds"]) for each in spent),
+    }
+
+
+def table(results: dict[str, dict[str, dict[str, Row]]]) -> str:
+    """Markdown, a table to each study, mean +- standard error over the seeds."""
+    lines = []
+    for study, by_method in results.items():
+        lines += [f"{study}\n", "| method | seeds | accuracy, % | NLL | ECE | gradients | seconds |", "|---" * 7 + "|"]
+        for method, by_seed in by_method.items():
+            rows = list(by_seed.values())
+            cells = [_mean((100 * r["accuracy"] for r in rows), 2)]
+            cells += [_mean((r[score] for r in rows), 4) for score in ("nll", "ece")]
+            cells += [f"{statistics.fmean(r[key] for r in rows):,.0f}" for key in ("gradients", "seconds")]
+            lines.append(f"| {method} | {', '.join(by_seed)} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _mean(values: Iterable[float], decimals: int) -> str:
+    given = list(values)
+    mean = f"{statistics.fmean(given):.{decimals}f}"
+    return mean if len(given) < 2 else f"{mean} +- {statistics.stdev(given) / math.sqrt(len(given)):.{decimals}f}"
+
+
+def main() -> None:
+    """Parse, run what is not there yet, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="*", metavar="study", help=", ".join(STUDIES))
+    parser.add_argument("--methods", nargs="+", help="of the study; all by default")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--rows", type=int, help="of the training and test parts, for a trial run")
+    parser.add_argument("--out", type=Path, default=Path("results/image_nets.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    for name in arguments.studies:
+        study = STUDIES[name]
+        train, test = (part.subset(range(arguments.rows or len(part))) for part in load(study.data))
+        for seed in arguments.seeds:
+            fitted: dict[str, bnn.Posterior] = {}
+            for method in arguments.methods or study.fits:
+                kept = results.setdefault(name, {}).setdefault(method, {})
+                if str(seed) in kept:
+                    continue
+                began = time.perf_counter()
+                row = kept[str(seed)] = run(study, method, train, test, seed, fitted)
+                print(name, method, seed, json.dumps(row), f"{time.perf_counter() - began:.0f} s", flush=True)
+                arguments.out.write_text(json.dumps(results, indent=1))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
