@@ -137,7 +137,8 @@ class HierarchicalNormal(Prior):
 
     The precision is inferred (Neal 1996): samplers draw it by Gibbs steps between their own, mean-field VI
     optimises it (empirical Bayes). Each draw of a posterior holds its precisions, ``"precisions.net__0__weight"``.
-    A point estimate has no joint mode worth having: as all weights go to zero the density goes to infinity.
+    A point estimate has no joint mode worth having: n / 2 log(tau) draws n weights to zero and tau to (shape + n / 2) /
+    rate, whatever the data say of a few of them.
 
     Parameters
     ----------

@@ -84,10 +84,26 @@ class Precisions:
 
 def check_gibbs_noise(model: BayesianModel) -> None:
     """Raise unless the noise is that of a Normal likelihood, inferred, under a Gamma prior of its precision."""
-    likelihood: Any = model.likelihood
-    prior = getattr(likelihood, "prior", None)
-    if not isinstance(likelihood, Normal) or NOISE not in model.log_priors or not isinstance(prior, GammaPrecision):
+    if NOISE not in model.log_priors or not has_conjugate_noise(model):
         raise ValueError(
             f"Expected likelihoods.Normal() with inferred noise and a GammaPrecision prior for gibbs_noise, got "
-            f"{type(likelihood).__name__}: leave gibbs_noise=False, and the noise is sampled as the weights are."
+            f"{noise_of(model)}: leave gibbs_noise=False, and the noise is sampled as the weights are."
         )
+
+
+def has_conjugate_noise(model: BayesianModel) -> bool:
+    """Whether the noise is Normal and its scale fixed, or under the Gamma prior that the likelihood states itself."""
+    likelihood: Any = model.likelihood
+    if not isinstance(likelihood, Normal):
+        return False
+    return NOISE not in model.log_priors or (isinstance(likelihood.prior, GammaPrecision) and not _restated(model))
+
+
+def noise_of(model: BayesianModel) -> str:
+    """The likelihood's name, and whose prior its noise has where it is not its own."""
+    return type(model.likelihood).__name__ + " with the noise's prior of as_prior()" * _restated(model)
+
+
+def _restated(model: BayesianModel) -> bool:
+    stated: dict[str, Any] = getattr(model.prior, "likelihood_priors", dict)()
+    return NOISE.removeprefix("likelihood.") in stated

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bayesnn.errors import at_least, fraction, unknown
-from bayesnn.likelihoods import GammaPrecision, Normal
 from bayesnn.methods.base import Method, Plan, Run, evenly, split_normal
-from bayesnn.methods.gibbs import NOISE, Precisions
+from bayesnn.methods.gibbs import NOISE, Precisions, has_conjugate_noise, noise_of
 from bayesnn.model import BayesianModel, State
 from bayesnn.rng import Streams
 from bayesnn.source import Source
@@ -32,8 +31,8 @@ class GibbsLinear(Method):
     r_j = y - W x + w_j x_j the residual without it and Normal(m_j, 1 / lambda_j) its prior; then, where they are
     inferred, the precisions of the prior and of the noise (:mod:`bayesnn.methods.gibbs`). A sweep costs O(N P) for P
     columns, all rows each time, and correlated columns make the chain slow: that is why nets are not sampled so.
-    ``scan="block"`` draws all columns at once by a Cholesky factor, O(N P^2 + P^3): with known precisions the draws are
-    independent.
+    ``scan="block"`` draws all columns at once by a Cholesky factor, O(N P + P^3), after O(N P^2) once: with known
+    precisions the draws are independent.
 
     Parameters
     ----------
@@ -77,13 +76,16 @@ class GibbsLinear(Method):
                 f"Expected a net that is one nn.Linear for GibbsLinear, got {type(model.net).__name__}: its weights "
                 "have no conditional law in closed form; use SGHMC or NUTS."
             )
-        likelihood: Any = model.likelihood
-        if not isinstance(likelihood, Normal) or not (
-            NOISE not in model.log_priors or isinstance(likelihood.prior, GammaPrecision)
-        ):
+        if not has_conjugate_noise(model):
             raise ValueError(
                 f"Expected Normal noise, fixed or with a GammaPrecision prior, for GibbsLinear, got "
-                f"{type(likelihood).__name__}: use likelihoods.Normal()."
+                f"{noise_of(model)}: use likelihoods.Normal(), or another method."
+            )
+        frozen = [name for name, p in model.net.named_parameters() if not p.requires_grad]
+        if frozen:
+            raise ValueError(
+                f"Expected no frozen parameters for GibbsLinear, got {frozen[0]!r}: take its part off the targets, "
+                "and build the nn.Linear without it."
             )
         _, others = split_normal(model)
         others = [name for name in others if name != NOISE]
@@ -112,6 +114,8 @@ class _GibbsRun(Run):
         self._kept = frozenset(method.kept_steps(plan.steps))
         self._step = 0
         self._design: Tensor | None = None
+        self._gram: Any = None
+        self._cross: Any = None
 
     @torch.no_grad()
     def step(self, x: Tensor, y: Tensor) -> Tensor:
@@ -119,6 +123,10 @@ class _GibbsRun(Run):
         if self._design is None:
             self._design = x if net.bias is None else torch.cat((x, x.new_ones(len(x), 1)), 1)
             self._squares = self._design.square().sum(0)
+            # Of collinear columns single precision would lose the prior beside the data, and with it the factor.
+            X, targets = self._design.double(), y.reshape(len(y), -1).double()
+            if self._method.scan == "block":
+                self._gram, self._cross = X.T @ X, X.T @ targets
         X, y = self._design, y.reshape(len(y), -1)
         W = net.weight if net.bias is None else torch.cat((net.weight, net.bias[:, None]), 1)
         W = W.T.clone()  # (columns of X, outputs)
@@ -164,8 +172,8 @@ class _GibbsRun(Run):
         return residuals
 
     def _block(self, X: Tensor, y: Tensor, W: Tensor, loc: Tensor, precision: Tensor) -> Tensor:
-        tau = self._tau()
-        noise, gram, cross = self._normal(W), tau * X.T @ X, tau * X.T @ y
+        tau, noise, loc, precision = self._tau(), self._normal(W).double(), loc.double(), precision.double()
+        gram, cross = tau * self._gram, tau * self._cross
         for k in range(W.shape[1]):
             root = torch.linalg.cholesky(gram + torch.diag(precision[:, k]))
             mean = torch.cholesky_solve((cross[:, k] + precision[:, k] * loc[:, k])[:, None], root)

@@ -175,7 +175,7 @@ class SamplerRun(Run):
         for x, y in pieces:
             self._backward(x, y, once=divided)
             for group in self._sampler.param_groups:
-                for p in (p for p in group["params"] if p in sums):
+                for p in (p for p in group["params"] if p in sums and p.grad is not None):
                     sums[p] += share * (p.grad + group["weight_decay"] * p.detach()).square()
         # The prior's own share of T H / N^2: at the mode of a weight of which the data say nothing all else is zero.
         N, T = self.plan.num_data, self._method.temperature
@@ -185,7 +185,8 @@ class SamplerRun(Run):
         return {p: total / len(pieces) for p, total in sums.items()}
 
     def _drop_anchor(self) -> None:
-        self._anchor = Anchor(self._parameters, self._batches.all_rows(), lambda x, y: -self.model.log_likelihood(x, y))
+        rows = self._batches.all_rows()
+        self._anchor = Anchor(self._parameters, rows, lambda x, y: -self.model.log_likelihood(x, y), self._drawn)
         self.gradient_evaluations += self.plan.steps_per_epoch
 
     def _look(self, x: Tensor, y: Tensor) -> None:

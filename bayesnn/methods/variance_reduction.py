@@ -27,6 +27,8 @@ class Anchor:
     parameters : at their present values, which become w0.
     pieces : all rows once, as pairs (x, y).
     row_losses : (x, y) -> losses of the rows at the present parameters, (batch,), without the prior: it has no noise.
+    held : further tensors that the losses depend on and that others move: they belong to w0, or g_B(w0) would be the
+        gradient of another loss than g_N(w0) is.
     """
 
     def __init__(
@@ -34,9 +36,10 @@ class Anchor:
         parameters: Sequence[Tensor],
         pieces: Iterable[tuple[Tensor, Tensor]],
         row_losses: Callable[[Tensor, Tensor], Tensor],
+        held: Sequence[Tensor] = (),
     ) -> None:
-        self._parameters = parameters
-        self._weights = [p.detach().clone() for p in parameters]
+        self._parameters, self._all = parameters, [*parameters, *held]
+        self._weights = [p.detach().clone() for p in self._all]
         self._gradient = [torch.zeros_like(p) for p in parameters]
         rows = 0
         for x, y in pieces:
@@ -46,14 +49,14 @@ class Anchor:
 
     def evaluate(self, function: Callable[[], Result]) -> Result:
         """``function()`` with the parameters at w0; they are put back."""
-        present = [p.detach().clone() for p in self._parameters]
+        present = [p.detach().clone() for p in self._all]
         with torch.no_grad():
-            torch._foreach_copy_(list(self._parameters), self._weights)
+            torch._foreach_copy_(self._all, self._weights)
         try:
             return function()
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(list(self._parameters), present)
+                torch._foreach_copy_(self._all, present)
 
     def correct(self, loss: Callable[[], Tensor]) -> None:
         """Add g_N(w0) - g_B(w0) to the gradients at hand; ``loss`` is the mean loss of the same minibatch."""

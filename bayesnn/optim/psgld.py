@@ -71,7 +71,7 @@ class PSGLD(Sampler):
     ) -> None:
         fraction("alpha", alpha, "it is the memory of the mean square")
         positive("delta", delta)
-        self._gamma, self.adapting = bool(gamma), True
+        self._gamma = bool(gamma)
         super().__init__(
             params,
             generator,
@@ -79,6 +79,7 @@ class PSGLD(Sampler):
             num_data=num_data,
             alpha=alpha,
             delta=delta,
+            adapting=True,
             temperature=temperature,
             weight_decay=weight_decay,
         )
@@ -97,8 +98,14 @@ class PSGLD(Sampler):
             self.state[p]["square_avg"] = value
 
     def freeze(self) -> None:
-        """Keep the present G from now on: the end of the adaptation."""
-        self.adapting = False
+        """Keep the present G from now on: the end of the adaptation, which ``state_dict`` knows of."""
+        for group in self.param_groups:
+            group["adapting"] = False
+
+    @property
+    def adapting(self) -> bool:
+        """Whether G follows the gradients."""
+        return any(group.get("adapting", True) for group in self.param_groups)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. Gamma needs a closure, which zeroes the gradients, computes the loss and backpropagates."""

@@ -76,6 +76,8 @@ class SGHMC(Sampler):
         )
 
     def update(self, index: int, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+        if group["lr"] == 0 and group["temperature"] > 0:  # a schedule's end: no time passes, and no m has the velocity
+            return
         m, mu, half = self.buffers("momentum_buffer", params), group["momentum"], group["lr"] / (1 + group["momentum"])
         _keep_velocity(group, m)
         torch._foreach_add_(m, grads)
@@ -105,13 +107,16 @@ class SGHMC(Sampler):
     def kinetic_temperature(self) -> float:
         """Mean over all sampled weights of m^2 / Var(m) * T: it is T where the chain is in its stationary law.
 
-        As it stands after O, where the momentum's law does not depend on the step (to second order).
+        As it stands after O, where the momentum's law does not depend on the step (to second order). Weights that have
+        not moved do not count.
         """
         total, count = 0.0, 0
         for group in self.param_groups:
             if group["temperature"] > 0:
-                m = self.buffers("momentum_buffer", group["params"])
-                total += sum(float(v.double().square().sum()) for v in m) * group["temperature"] / self.kinetic(group)
+                m = [self.state[p]["momentum_buffer"] for p in group["params"] if p in self.state]
+                # Of the lr that m was heated at: a schedule may have set the next one.
+                kinetic = self.kinetic({**group, "lr": group.get("heated_lr") or group["lr"]}) if m else math.inf
+                total += sum(float(v.double().square().sum()) for v in m) * group["temperature"] / kinetic
                 count += sum(v.numel() for v in m)
         return total / max(count, 1)
 

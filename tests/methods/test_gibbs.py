@@ -11,6 +11,7 @@ from torch import nn
 
 import bayesnn as bnn
 from bayesnn.methods.gibbs import sample_precision
+from bayesnn.methods.variance_reduction import Anchor
 
 N, D, SIGMA, SHAPE, RATE = 25, 6, 0.5, 2.0, 0.5
 GENERATOR = torch.Generator().manual_seed(0)
@@ -184,3 +185,48 @@ def test_the_look_for_a_step_leaves_out_what_gibbs_steps_draw(kind: Any, layerwi
     scale = posterior.sources[0].tensors()["likelihood.log_scale"]
     assert len(scale.unique()) == 5
     assert bool(torch.isfinite(scale).all())
+
+
+def test_an_anchor_keeps_the_noise_that_its_gradient_was_taken_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At another noise than g_N(w0), g_B(w0) would not be centred on it: the mean over minibatches is the gradient."""
+    made = []
+    correct = Anchor.correct
+
+    def remember(self: Anchor, loss: Any) -> None:
+        made.append(self)
+        correct(self, loss)
+
+    monkeypatch.setattr(Anchor, "correct", remember)
+    model = bnn.BayesianModel(nn.Linear(D, 1, bias=False), bnn.priors.Normal(1.0), bnn.likelihoods.Normal()).double()
+    method = bnn.SGHMC(lr=1e-3, gibbs_noise=True, gibbs_every=1, variance_reduction="control-variate", draws=2)
+    posterior = bnn.fit(model, (X, Y), method, epochs=4, batch_size=5, chains=1, init="net", progress=False)
+    assert len(posterior.sources[0].tensors()["likelihood.log_scale"].unique()) == 2
+    anchor = made[0]
+    w, log_scale = anchor._all
+    assert log_scale.shape == model.likelihood.log_scale.shape
+
+    def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        residuals = (x @ w[0] - y) / log_scale.exp()
+        return residuals.square() / 2 + log_scale
+
+    with torch.no_grad():
+        w.add_(1.0)
+        log_scale.add_(0.7)
+    whole = torch.autograd.grad(loss(X, Y).mean(), w)[0]
+    parts = []
+    for x, y in zip(X.split(5), Y.split(5), strict=True):
+        w.grad = torch.autograd.grad(loss(x, y).mean(), w)[0]
+        anchor.correct(lambda x=x, y=y: loss(x, y).mean())
+        parts.append(w.grad)
+    torch.testing.assert_close(torch.stack(parts).mean(0), whole)
+
+
+def test_the_noise_of_another_posterior_has_no_conjugate_law() -> None:
+    """as_prior() states a Normal prior of log_scale, of which the likelihood's own Gamma knows nothing."""
+    net = nn.Linear(D, 1)
+    first = bnn.BayesianModel(net, bnn.priors.Normal(1.0), bnn.likelihoods.Normal()).double()
+    posterior = bnn.fit(first, (X, Y), bnn.GibbsLinear(draws=20), epochs=40, chains=1, progress=False)
+    second = bnn.BayesianModel(net, posterior.as_prior(), bnn.likelihoods.Normal()).double()
+    for method in (bnn.SGHMC(gibbs_noise=True), bnn.GibbsLinear()):
+        with pytest.raises(ValueError, match="as_prior"):
+            bnn.fit(second, (X, Y), method, epochs=5, progress=False)

@@ -333,3 +333,42 @@ def test_a_step_that_grows_again_keeps_the_velocity(kind: type[Sampler]) -> None
         w.grad = w.detach().clone()
         sampler.step()
         assert step < 150 or abs(float(w.detach().var()) - 1) < 0.25
+
+
+@pytest.mark.parametrize("kind", [SGHMC, SGNHT])
+def test_a_schedule_may_end_or_begin_at_zero(kind: type[Sampler]) -> None:
+    """No time passes in a step of lr = 0, whose momentum would be infinite; afterwards the chain goes on at T."""
+    w = nn.Parameter(torch.empty(COORDINATES).normal_(generator=torch.Generator().manual_seed(1)))
+    sampler = kind([w], lr=0.3, num_data=1, generator=torch.Generator().manual_seed(5))
+    for lr in (0.0, *[0.3] * 100, 0.0, *[0.3] * 3):
+        before = w.detach().clone()
+        sampler.param_groups[0]["lr"] = lr
+        w.grad = before.clone()
+        sampler.step()
+        assert torch.equal(w.detach(), before) == (lr == 0)
+    assert abs(float(w.detach().var()) - 1) < 2 * ERROR
+    assert abs(sampler.kinetic_temperature() - 1) < 2 * ERROR
+
+
+def test_the_kinetic_temperature_is_that_of_the_step_taken_and_of_what_moves() -> None:
+    """A schedule sets the next lr before anybody asks, and parameters without a gradient have no momentum."""
+    moving, frozen = nn.Parameter(torch.zeros(COORDINATES)), nn.Parameter(torch.zeros(COORDINATES))
+    sampler = SGHMC([moving, frozen], lr=0.3, num_data=1, generator=torch.Generator().manual_seed(5))
+    for _ in range(100):
+        moving.grad = moving.detach().clone()
+        sampler.step()
+    for lr in (0.3, 0.003, 0.0):
+        sampler.param_groups[0]["lr"] = lr
+        assert abs(sampler.kinetic_temperature() - 1) < ERROR
+
+
+def test_a_frozen_preconditioner_is_frozen_in_its_state() -> None:
+    w, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    sampler, again = PSGLD([w], lr=0.1, num_data=10), PSGLD([other], lr=0.1, num_data=10)
+    w.grad = torch.ones(3)
+    sampler.step()
+    sampler.freeze()
+    again.load_state_dict(sampler.state_dict())
+    other.grad = torch.full((3,), 5.0)
+    again.step()
+    assert torch.equal(again.state[other]["square_avg"], sampler.state[w]["square_avg"])

@@ -78,3 +78,21 @@ def test_refusals(net: nn.Module, likelihood: Any, prior: Any, message: str) -> 
         bnn.fit(bnn.BayesianModel(net, prior, likelihood), data, bnn.GibbsLinear(), epochs=2, progress=False)
     with pytest.raises(ValueError, match="did you mean 'block'"):
         bnn.GibbsLinear(scan="blok")
+
+
+def test_a_block_of_collinear_columns_has_the_spread_of_its_prior() -> None:
+    """In float32, whose rounding of X'X is above the prior's precision."""
+    x = torch.randn(5000, 1, generator=torch.Generator().manual_seed(0))
+    model = bnn.BayesianModel(nn.Linear(2, 1, bias=False), bnn.priors.Normal(10.0), bnn.likelihoods.Normal(scale=0.03))
+    method = bnn.GibbsLinear(scan="block", draws=400)
+    posterior = bnn.fit(model, (x.expand(-1, 2), x[:, 0]), method, epochs=500, chains=1, progress=False)
+    apart = posterior.sources[0].tensors()["net.weight"][:, 0] @ torch.tensor([1.0, -1.0])
+    assert abs(float(apart.var()) / 200 - 1) < 4 * (2 / 400) ** 0.5
+
+
+def test_frozen_parameters_are_refused() -> None:
+    net = nn.Linear(2, 1)
+    net.bias.requires_grad_(False)
+    model = bnn.BayesianModel(net, likelihood=bnn.likelihoods.Normal())
+    with pytest.raises(ValueError, match="no frozen parameters"):
+        bnn.fit(model, (torch.randn(5, 2), torch.randn(5, 1)), bnn.GibbsLinear(), epochs=2, progress=False)

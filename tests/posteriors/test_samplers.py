@@ -268,3 +268,29 @@ def test_seeds_chains_and_dtypes(kind: type[SamplerMethod], dtype: torch.dtype) 
         assert torch.equal(values, two.sources[1].tensors()[name])
         assert torch.equal(values, more.sources[1].tensors()[name])
         assert not torch.equal(values, one.sources[0].tensors()[name])
+
+
+@pytest.mark.parametrize("kind", [bnn.SGHMC, bnn.SGNHT])
+@pytest.mark.parametrize("schedule", ["cosine", "sqrt"])
+def test_a_schedule_that_ends_at_zero_leaves_all_chains(kind: type[SamplerMethod], schedule: str) -> None:
+    posterior = sample(kind(lr=LR, schedule=schedule, draws=5), epochs=60, chains=2, init="net")
+    assert posterior.info["error"] is None
+    assert posterior.num_draws == [5, 5]
+
+
+@pytest.mark.parametrize("method", [bnn.PSGLD(draws=3), bnn.SGHMC(layerwise=True, draws=3)])
+def test_a_parameter_that_the_loss_does_not_reach_stays(method: SamplerMethod) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused, self.head = nn.Linear(3, 2), nn.Linear(3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.head(x)
+            return out
+
+    model = bnn.BayesianModel(Net(), likelihood=bnn.likelihoods.Normal(scale=1.0), bayesian="head")
+    data = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(20)
+    posterior = bnn.fit(model, data, method, epochs=10, batch_size=10, chains=1, init="net", progress=False)
+    weights = posterior.sources[0].tensors()["net.unused.weight"]
+    assert torch.equal(weights, model.net.unused.weight.detach().expand_as(weights))
