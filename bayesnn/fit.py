@@ -61,7 +61,8 @@ def fit(
         predictions are given back in the targets' own units.
     method : what to fit: ``MAP()`` (the default), ``MeanFieldVI()``, ``SGLD()``, ... or the name of one.
     epochs : passes over the data; by default as many as give the method's default number of steps.
-    batch_size : rows a step; None, or more than there are, takes all of them: exact gradients. A loader has its own.
+    batch_size : rows a step, at most: an epoch is divided evenly. None, or more than there are, takes all of them:
+        exact gradients. A loader has its own.
     chains : independent chains, each with its own initial weights, noise and order of the data; the method's default
         otherwise (4 for samplers, 1 else). ``MAP()`` with ``chains=5`` is a deep ensemble.
     seed : of everything random. On the CPU the same seed gives the same bits (for the same number of threads), and a
@@ -347,7 +348,8 @@ def _plan(
     if epochs is None:
         epochs = max(1, round(method.default_steps / steps))
     epochs = at_least("epochs", epochs, 1)
-    about: dict[str, Any] = {"independent": order == "iid", "out_shape": task.out_shape}
+    about: dict[str, Any] = {"independent": order == "iid", "short_last": task.loader is not None}
+    about |= {"out_shape": task.out_shape}
     return Plan(task.num_data, size, epochs, steps, chains, task.random_net, fresh, **about)
 
 

@@ -28,13 +28,14 @@ class Batches:
     x : Tensor, shape (N, ...)
     y : Tensor, shape (N, ...)
     batch_size : int, optional
-        Rows of a minibatch; None is all of them.
+        Rows of a minibatch at most; None is all of them.
     order : {"reshuffle", "iid", "sequential"}
-        "reshuffle": a new permutation each epoch, in which every row comes once; the last minibatch may be short,
-        or one row longer.
+        "reshuffle": a new permutation each epoch, in which every row comes once, in as few minibatches as there must
+        be, of one size but for a row. (Full ones with a short rest would be noisier, the rest by far, and in a fixed
+        order its rows would weigh more than others.)
         "iid": every minibatch is ``batch_size`` rows drawn with replacement, never short, so that minibatches are
-        independent and their gradients too. "sequential": the rows in their order, as views; the last as in
-        "reshuffle", where it is always the same rows': where it is short, each of these weighs more than the others.
+        independent and their gradients too. "sequential": the rows in their order, as views; of the
+        same sizes.
     generator : torch.Generator, optional
         Where the randomness comes from: needed for "iid", and for "reshuffle" with more than one minibatch. Its device
         need not be the data's: a CPU generator gives the same minibatches on every device.
@@ -82,9 +83,7 @@ class Batches:
             )
 
     def __len__(self) -> int:
-        steps = -(-self.num_data // self.batch_size)
-        one_left = steps > 1 and self.num_data % self.batch_size == 1
-        return steps - 1 if one_left and self.order != "iid" else steps
+        return -(-self.num_data // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.in_order:
@@ -108,18 +107,16 @@ class Batches:
             yield from order.to(self.x.device).split(self._sizes())
 
     def peek(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Walk minibatches of ``batch_size`` rows that are the same in every call, and leave ``generator`` alone.
+        """Walk an epoch's minibatches that are the same in every call, and leave ``generator`` alone.
 
         For passes that are no part of training, such as estimating BatchNorm's statistics anew. The rows come in one
-        fixed random order, because rows as they lie in memory may be sorted by class. Where they fill more than one
-        minibatch a short rest is left out: in an average over minibatches its rows would weigh more than the others.
+        fixed random order, because rows as they lie in memory may be sorted by class.
         """
         if len(self) == 1:
             yield self._moved(self.x, self.y)
             return
-        whole = self.num_data - self.num_data % self.batch_size
-        order = torch.randperm(self.num_data, generator=torch.Generator().manual_seed(0))[:whole]
-        for rows in order.to(self.x.device).split(self.batch_size):
+        order = torch.randperm(self.num_data, generator=torch.Generator().manual_seed(0))
+        for rows in order.to(self.x.device).split(self._sizes()):
             yield self._rows(rows)
 
     def all_rows(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -132,8 +129,8 @@ class Batches:
 
     def _sizes(self) -> list[int]:
         """Rows of each minibatch of an epoch without replacement."""
-        whole = [self.batch_size] * (len(self) - 1)
-        return [*whole, self.num_data - sum(whole)]
+        size, longer = divmod(self.num_data, len(self))
+        return [size + 1] * longer + [size] * (len(self) - longer)
 
     def _draw_rows(self) -> Tensor:
         assert self.generator is not None

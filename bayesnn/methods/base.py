@@ -65,12 +65,13 @@ class Plan:
     Attributes
     ----------
     num_data : N, rows of the training part.
-    batch_size : rows a step.
+    batch_size : rows a step, at most; those of a loader's first minibatch.
     epochs, steps_per_epoch : the budget.
     chains : number of chains.
     random_net : whether the net in train mode draws random numbers of its own (dropout, wherever it is called).
     fresh : whether the chains start from fresh initial weights.
     independent : whether rows are drawn with replacement, ``order="iid"``: a batch of N rows is then not all of them.
+    short_last : whether the last minibatch of an epoch is what the others have left, as a loader's is.
     compile : whether the gradient is compiled.
     out_shape : shape of the net's outputs for one input.
     """
@@ -83,6 +84,7 @@ class Plan:
     random_net: bool = False
     fresh: bool = False
     independent: bool = False
+    short_last: bool = False
     compile: bool = False
     out_shape: tuple[int, ...] = ()
 
@@ -92,9 +94,20 @@ class Plan:
         return self.epochs * self.steps_per_epoch
 
     @property
+    def rows(self) -> float:
+        """B, rows of a minibatch in the harmonic mean over an epoch: the variance of a mean over one goes by 1 / B."""
+        if self.independent:
+            return self.batch_size
+        if not self.short_last:
+            return self.num_data / self.steps_per_epoch
+        rest = self.num_data - (whole := self.steps_per_epoch - 1) * self.batch_size
+        short = 0 < rest < self.batch_size  # else the loader drops it, or tells of another epoch
+        return (whole + 1) / (whole / self.batch_size + 1 / rest) if short else self.batch_size
+
+    @property
     def unseen(self) -> float:
         """Variance of the mean over a minibatch in units of that with replacement, (N - B) / (N - 1): 0 of all rows."""
-        return 1.0 if self.independent else max(self.num_data - self.batch_size, 0) / max(self.num_data - 1, 1)
+        return 1.0 if self.independent else max(self.num_data - self.rows, 0) / max(self.num_data - 1, 1)
 
 
 class Method(ABC):
@@ -164,6 +177,7 @@ class Run(ABC):
     ----------
     optimizers : whose learning rates ``fit`` schedules; none where a step has no learning rate.
     schedule_from : steps before the schedules begin, in which other optimizers are at work.
+    schedulers : those schedules, once ``fit`` has made them.
     gradient_evaluations : gradients taken, in units of one minibatch gradient.
     minibatch_noise : of a sampler, the noise of a minibatch as a share of the noise injected, in the mean over weights;
         None where not measured.
@@ -176,6 +190,7 @@ class Run(ABC):
 
     def __init__(self, model: BayesianModel, plan: Plan, streams: Streams) -> None:
         self.model, self.plan, self.streams = model, plan, streams
+        self.schedulers: list[LRScheduler] = []
         self._compiled_loss: CompiledLoss | None = None
         model.train()
 

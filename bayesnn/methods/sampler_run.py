@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.lr_scheduler import LRScheduler
 
 from bayesnn.methods.base import Plan, Run, clear_gradients, fill_gradients, parameter_groups, prior_loss, prior_terms
 from bayesnn.methods.gibbs import NOISE, Precisions
@@ -158,6 +159,8 @@ class SamplerRun(Run):
                 for key in ("lr", "initial_lr"):
                     if key in group:
                         group[key] *= group["scale"]
+            for scheduler in self.schedulers:
+                _rescale(scheduler, [group["scale"] for group in self._sampler.param_groups])
 
     def _mean_square_gradients(self) -> dict[Tensor, Tensor]:
         """Mean square, over minibatches, of the gradient of U / N, element by element.
@@ -285,3 +288,11 @@ def estimate_statistics(model: BayesianModel, batches: Sequence[Tensor]) -> None
             model.net(x)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
+
+
+def _rescale(scheduler: LRScheduler, factors: Sequence[float]) -> None:
+    """Multiply the rates that a schedule starts from, which it keeps from when it was made; of several, of each."""
+    if hasattr(scheduler, "base_lrs"):
+        scheduler.base_lrs = [lr * factor for lr, factor in zip(scheduler.base_lrs, factors, strict=True)]
+    for inner in getattr(scheduler, "_schedulers", ()):
+        _rescale(inner, factors)

@@ -179,7 +179,7 @@ class _SWAGRun(MAPRun):
 
     def _set_lr(self) -> None:
         """The lr at which SGD's variance along the stiffest direction is the posterior's, and that is stable."""
-        N, B, slow = self.plan.num_data, self.plan.batch_size, 1 - self._method.momentum
+        N, B, slow = self.plan.num_data, self.plan.rows, 1 - self._method.momentum
 
         def row_losses() -> Tensor:
             prior = prior_loss(self._others, N)

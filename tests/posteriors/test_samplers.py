@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import bayesnn as bnn
+from bayesnn.methods.base import Plan
 from bayesnn.methods.sampler import SamplerMethod
 from tests.posteriors.linear import D, K, assert_one, draws_of, exact_covariance, problem, second_moment
 
@@ -294,3 +295,65 @@ def test_a_parameter_that_the_loss_does_not_reach_stays(method: SamplerMethod) -
     posterior = bnn.fit(model, data, method, epochs=10, batch_size=10, chains=1, init="net", progress=False)
     weights = posterior.sources[0].tensors()["net.unused.weight"]
     assert torch.equal(weights, model.net.unused.weight.detach().expand_as(weights))
+
+
+@pytest.mark.parametrize("kind", [bnn.SGLD, bnn.SGHMC])
+def test_two_rows_more_than_a_minibatch_make_two_of_one_size(kind: type[SamplerMethod]) -> None:
+    """Of 66 rows in a minibatch of 64 and one of 2, the noise of the second made the variance 15 times as large."""
+    stream, outputs = torch.Generator().manual_seed(0), 100
+    x, y = (torch.randn(66, size, generator=stream, dtype=torch.float64) for size in (4, outputs))
+    net = nn.Linear(4, outputs, bias=False).double()
+    model = bnn.BayesianModel(net, bnn.priors.Normal(1.0), bnn.likelihoods.Normal(scale=1.0))
+    posterior = bnn.fit(model, (x, y), kind(draws=200), epochs=400, batch_size=64, chains=1, progress=False)
+    precision = x.T @ x + torch.eye(4, dtype=torch.float64)
+    off = posterior.sources[0].tensors()["net.weight"] - torch.linalg.solve(precision, x.T @ y).T
+    ratio = float(torch.einsum("skd,de,ske->", off, precision, off)) / off.numel()
+    assert ratio == pytest.approx(1.0, abs=0.15)  # SGLD's own bias is bounded by lr lambda <= 0.25: 1.14
+
+
+def test_the_noise_of_minibatches_goes_by_their_harmonic_mean() -> None:
+    """(1 / B)(N - B)/(N - 1) in the mean over an epoch, for even sizes and for a loader with a short last one."""
+    even = Plan(66, 64, 1, 2, 1)
+    assert even.unseen / even.rows == pytest.approx(33 / 65 / 33)
+    loaders = Plan(66, 64, 1, 2, 1, short_last=True)
+    assert loaders.unseen / loaders.rows == pytest.approx((2 / 65 / 64 + 64 / 65 / 2) / 2)
+    assert Plan(66, 64, 1, 1, 1, short_last=True).rows == 64  # drop_last
+    assert Plan(66, 66, 1, 1, 1).unseen == 0
+    assert (Plan(66, 64, 1, 2, 1, independent=True).rows, Plan(66, 64, 1, 2, 1, independent=True).unseen) == (64, 1)
+
+
+@pytest.mark.parametrize("changing", ["cycles", "lambda", "sequential"])
+def test_layerwise_steps_stay_so_under_every_schedule(changing: str) -> None:
+    """A scheduler keeps the rates that it was made with: those are rescaled too."""
+    optim = torch.optim.lr_scheduler
+
+    def factory(optimizer: torch.optim.Optimizer, steps: int) -> Any:
+        falling = optim.LambdaLR(optimizer, lambda step: 1 - step / steps)
+        return falling if changing == "lambda" else optim.SequentialLR(optimizer, [falling], [])
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 1, bias=False), nn.Linear(3, 1, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.a(x) + 30 * self.b(x)
+            return out
+
+    seen: list[list[float]] = []
+
+    class Spy(bnn.optim.SGHMC):
+        def update(self, index: int, group: dict[str, Any], *rest: Any) -> None:
+            seen.append([other["lr"] for other in self.param_groups])
+            super().update(index, group, *rest)
+
+    how = {"cycles": 2} if changing == "cycles" else {"schedule": factory}
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    model = bnn.BayesianModel(Net(), likelihood=bnn.likelihoods.Normal(scale=0.5))
+    method = bnn.SGHMC(lr=1e-4, layerwise=True, warm_up=0.2, draws=5, **how)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bnn.optim, "SGHMC", Spy)
+        bnn.fit(model, (x, x.sum(1)), method, epochs=10, batch_size=10, chains=1, progress=False)
+    ratios = [a / b for a, b in seen if b > 0]
+    assert ratios[0] > 10
+    np.testing.assert_allclose(ratios, ratios[0], rtol=1e-6)
