@@ -76,6 +76,7 @@ def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | No
         x, y = model.place(constant(x), constant(y))
         check_numbers(x, y, " in minibatch 1")
         _, outputs = _check(model, x, y)
+        model.likelihood.learn(None, (outputs or (1,))[0])
         held_out = _checked_validation(model, _as_data(validation)) if validation is not None else None
         random_net = _is_random(model, x)
         size, shape = len(x), x.shape[1:]
@@ -104,6 +105,8 @@ def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | No
     placed = _placed(train, model, device if fits(train.x, device) else train.x.device)
     x = placed.x
     y, outputs = _check(model, x, placed.y)
+    model.likelihood.learn(y, (outputs or (1,))[0])
+    model.likelihood.to(next(model.net.parameters()))
     if held_out is not None:
         held_out = _checked_validation(model, held_out, own_units=train.target is not None)
     random_net = _is_random(model, x)
