@@ -111,3 +111,10 @@ def test_fits_for_which_rows_must_come_equally_often(method: object, options: di
 def test_a_loader_takes_no_sampling() -> None:
     with pytest.raises(ValueError, match="with a loader"):
         bnn.fit(MODEL, DataLoader(TensorDataset(X, Y), 2), sampling="balanced", progress=False)
+
+
+def test_balanced_weights_and_balanced_sampling_cancel() -> None:
+    likelihood = bnn.likelihoods.Categorical("balanced")
+    likelihood.learn(Y, 2)
+    weights = WeightedBatches(X, Y, row_probabilities("balanced", Y), B, stream()).weights
+    torch.testing.assert_close(weights * likelihood.row_weights(Y), torch.ones(N, dtype=torch.float64))

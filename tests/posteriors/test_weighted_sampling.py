@@ -99,14 +99,16 @@ def test_the_mode_of_a_logistic_regression_is_the_same(method: Method) -> None:
     "method",
     [
         bnn.SGLD(), bnn.SGHMC(layerwise=True), bnn.SGNHT(), bnn.PSGLD(), bnn.MeanFieldVI(estimator="flipout"),
-        bnn.FullRankVI(), bnn.LowRankVI(), bnn.RadialVI(), bnn.SVGD(), bnn.PyroVI(),
+        bnn.FullRankVI(), bnn.LowRankVI(), bnn.RadialVI(), bnn.SVGD(), bnn.PyroVI(), bnn.MCDropout(),
     ],
     ids=lambda method: type(method).__name__,
 )  # fmt: skip
 def test_other_methods_take_weighted_rows(method: Method) -> None:
     """Of two classes 1 : 19 the net learns 0.05 for inputs that say nothing; unweighted it would be a half."""
     y = (torch.arange(200) % 20 == 0).long()
-    model = bnn.BayesianModel(nn.Linear(1, 2), bnn.priors.Normal(3.0), bnn.likelihoods.Categorical())
+    drops = isinstance(method, bnn.MCDropout)
+    net = nn.Sequential(nn.Linear(1, 4), nn.Dropout(0.2), nn.Linear(4, 2)) if drops else nn.Linear(1, 2)
+    model = bnn.BayesianModel(net, bnn.priors.Normal(3.0), bnn.likelihoods.Categorical())
     options = {"epochs": 80, "batch_size": 20, "chains": 1, "sampling": "balanced", "progress": False}
     posterior = bnn.fit(model, (torch.zeros(200, 1), y), method, **options)
     assert float(posterior.predict(torch.zeros(1, 1)).mean[0, 1]) < 0.2
