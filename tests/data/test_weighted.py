@@ -15,6 +15,9 @@ X = torch.randn(N, 3, generator=torch.Generator().manual_seed(0), dtype=torch.fl
 Y = torch.tensor([0, 1, 1, 1, 1])
 PROBS = row_probabilities([4.0, 1.0, 2.0, 1.0, 2.0], Y)
 MODEL = bnn.BayesianModel(nn.Linear(3, 2).double(), bnn.priors.Normal(1.0), bnn.likelihoods.Categorical())
+MODEL.load_state(
+    {"net.weight": torch.tensor([[1.0, -1.0, 0.5], [0.0, 1.0, 0.0]]), "net.bias": torch.tensor([0.0, 1.0])}
+)
 
 
 def stream() -> torch.Generator:

@@ -268,6 +268,7 @@ def test_the_weighted_loss_of_minibatches_is_that_of_all_rows():
     """
     outputs, y = logits(6, 3), torch.tensor([0, 0, 0, 0, 1, 2])
     model = bnn.BayesianModel(torch.nn.Linear(3, 3).double(), bnn.priors.Normal(1.0), Categorical(WEIGHTS))
+    model.load_state({"net.weight": torch.eye(3), "net.bias": torch.tensor([1.0, 0.0, -1.0])})
     whole = model.log_joint(outputs, y).detach()
     pairs = list(itertools.combinations(range(6), 2))
     found = torch.stack([model.log_joint(outputs[list(p)], y[list(p)], num_data=6) for p in pairs]).mean()
@@ -279,7 +280,7 @@ def test_the_weighted_loss_of_minibatches_is_that_of_all_rows():
 
     torch.testing.assert_close(ratio(list(range(6))).detach(), whole, rtol=1e-12, atol=0)  # right of all rows at once
     biased = torch.stack([ratio(list(pair)) for pair in pairs]).mean().detach()
-    assert abs(float(biased / whole) - 1) > 0.02
+    assert abs(float(biased / whole) - 1) > 0.1
 
 
 def test_a_weight_of_two_is_a_row_twice():
