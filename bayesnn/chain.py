@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bayesnn.data.batches import Batches, Loader
+from bayesnn.data.weighted import WeightedBatches
 from bayesnn.kept import Kept, is_finite
 from bayesnn.methods import Method, Plan, Run
 from bayesnn.model import State
@@ -140,9 +141,22 @@ class Chain:
             kept.drop_broken()
 
     def _placed(self, batches: Batches | Loader) -> Any:
+        if isinstance(batches, WeightedBatches):
+            return self._weighted(batches)
         if isinstance(batches, Batches):
             return batches
         return (self._checked(x, y) for x, y in batches)
+
+    def _weighted(self, batches: WeightedBatches) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Minibatches of rows drawn unevenly; while a step is made of one, the model knows its rows' weights."""
+        model = self.state.model
+        dtype = next(model.parameters()).dtype
+        try:
+            for x, y, weights in batches.weighted():
+                model.row_weights = weights.to(dtype)
+                yield x, y
+        finally:
+            model.row_weights = None
 
     def _checked(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A minibatch of a user's loader: what data in memory are held to before the run, one batch at a time.

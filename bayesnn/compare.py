@@ -118,6 +118,8 @@ def compare(
     batch_size = at_least("batch_size", batch_size, 1) if batch_size is not None else None
     if likelihood.kind == "classes" and test.y.dim() > 2:
         raise ValueError(f"Expected a class for each test row, got targets of shape {tuple(test.y.shape)}: use fit.")
+    if isinstance(likelihood, Categorical) and test.y.is_floating_point():
+        raise ValueError("Expected classes to score by, got soft labels in the test part: give it y.argmax(1).")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"Expected seeds, each once, got {seeds}: pass seeds=(0, 1, 2).")
     if epochs is None and spend.kind != "time":

@@ -43,6 +43,7 @@ def fit(
     early_stopping: int | None = None,
     init: Posterior | Literal["fresh", "net"] = "fresh",
     order: Order = "reshuffle",
+    sampling: Literal["balanced"] | Sequence[float] | torch.Tensor | None = None,
     num_data: int | None = None,
     device: torch.device | str | None = None,
     compile: bool = False,
@@ -76,6 +77,10 @@ def fit(
         values). ``"net"``: the net's present weights, for a pretrained net. A posterior: its chains go on, with new
         noise.
     order : ``"reshuffle"`` (each row once an epoch), ``"iid"`` (rows drawn with replacement), ``"sequential"``.
+    sampling : rows drawn with replacement and unequal probabilities: ``"balanced"``, every class as often, or a number
+        for each row of the training part, to which its probability is proportional. A row drawn with probability pi
+        counts 1 / (N pi), so that the posterior is that of the data as they are; what changes is the noise of the
+        minibatches. Not for loaders, methods that need all rows, SWAG, ``compile`` and ``vectorize``.
     num_data : N, where ``data`` is a loader that does not tell.
     device : where to compute: by default where the net is; ``"auto"`` is the GPU where there is one. Data in memory
         move there as a whole where they take at most half of what is free on it; else, and from a loader, by batches.
@@ -134,7 +139,10 @@ def fit(
         raise ValueError("Expected at least one trainable parameter, got none: set requires_grad on some of the net's.")
     with torch.inference_mode(False):  # tensors made inside of inference_mode() could not be trained on
         model = model.copy().to(device)
-        task = prepare(model, data, validation, num_data, seed)
+        task = prepare(model, data, validation, num_data, seed, sampling)
+    if sampling is not None:
+        _check_sampling(method, batch_size, order, compile, vectorize)
+        order = "iid"
     plan = replace(_plan(method, task, batch_size, epochs, chains, order, init == "fresh"), compile=compile)
     if model.hyperpriors and not method.infers_precisions:
         raise ValueError(
@@ -290,6 +298,21 @@ def _check_vectorizes(method: Method, model: BayesianModel, task: Task, early_st
     ):
         if hinders:
             raise ValueError(f"Expected vectorize=False {what}.")
+
+
+def _check_sampling(method: Method, batch_size: int | None, order: Order, compile: bool, vectorize: bool) -> None:
+    """Refuse what takes all rows as often, or does not know their weights."""
+    name = type(method).__name__
+    for hinders, what in (
+        (method.access == "full" or method.full_passes, f"for {name}, which needs all rows"),
+        (not method.weighs_rows, f"for {name}, whose spread is the noise of minibatches drawn evenly"),
+        (batch_size is None, "with batch_size=None, which takes all rows; give a number"),
+        (order == "sequential", "with order='sequential'; leave order= out"),
+        (compile, "with compile=True"),
+        (vectorize, "with vectorize=True"),
+    ):
+        if hinders:
+            raise ValueError(f"Expected no sampling= {what}, got one: leave it out.")
 
 
 def _kind(model: Any) -> str:

@@ -58,6 +58,8 @@ class BayesianModel(nn.Module):
     part : names of the net's parameters that ``bayesian`` selects, without the prefix ``net.``; None for all.
     deterministic : names of the trainable parameters without a prior.
     autocast : dtype in which the net's layers compute, by torch.autocast; None, their own, but in a fit that says else.
+    row_weights : 1 / (N pi_i) of the rows of the minibatch at hand, (batch,), where each was drawn with probability
+        pi_i and not 1 / N; what their log likelihoods are multiplied by. ``fit`` sets it; None else.
     moving : names of the buffers that a forward pass in train mode changes (running statistics): they belong to a draw
         as its weights do. Those of normalisation layers to begin with; ``fit`` looks for others.
 
@@ -93,6 +95,7 @@ class BayesianModel(nn.Module):
                 )
         self.net = net
         self.autocast: torch.dtype | None = None
+        self.row_weights: Tensor | None = None
         # Noise in single precision beside a net in double would be no better than single.
         self.likelihood = likelihood.double() if next(net.parameters()).dtype == torch.float64 else likelihood
         self.prior: PriorRule = prior if prior is not None else Layerwise(gain=3.0)
@@ -167,9 +170,12 @@ class BayesianModel(nn.Module):
         """A model with its own net and likelihood, sharing nothing with this one."""
         return copy.deepcopy(self)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Parameters of the distribution of the targets of x at the present weights, noise included."""
-        return self.likelihood.params(self.outputs(x))
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
+        """Parameters of the distribution of the targets of x at the present weights, noise included.
+
+        With targets, :meth:`log_likelihood` of theirs.
+        """
+        return self.likelihood.params(self.outputs(x)) if y is None else self.log_likelihood(x, y)
 
     def outputs(self, x: Tensor) -> Tensor:
         """What the net says of x, in its own dtype; layers compute in ``autocast`` (torch.autocast) where it is set."""
@@ -188,6 +194,15 @@ class BayesianModel(nn.Module):
             yield
         finally:
             self.autocast = autocast
+
+    @contextmanager
+    def evenly(self) -> Iterator[None]:
+        """For rows other than those of the minibatch at hand, each of which counts once."""
+        weights, self.row_weights = self.row_weights, None
+        try:
+            yield
+        finally:
+            self.row_weights = weights
 
     def bayesian_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that have a prior, by name, in the order of ``log_priors``."""
@@ -213,9 +228,10 @@ class BayesianModel(nn.Module):
         values are not checked: this is what every training step calls, on data that ``fit`` has checked.
         """
         outputs = self.outputs(x)
-        if y.shape != self.likelihood.target_shape(outputs):
+        if not self.likelihood.takes(outputs, y):
             y = self._checked(y, outputs)
-        return self.likelihood.log_prob(outputs, y)
+        log_prob = self.likelihood.log_prob(outputs, y)
+        return log_prob if self.row_weights is None else self.row_weights * log_prob
 
     def mean_nll(self, x: Tensor, y: Tensor) -> Tensor:
         """Mean negative log likelihood of the rows (nats), shape ()."""
@@ -259,10 +275,15 @@ class BayesianModel(nn.Module):
             tau = pyro.sample(f"precisions.{mangled(name)}", pyro.distributions.Gamma(a, b))
             priors[name] = normal_of_precision(tau, priors[name].event_shape)
         weights = {name: pyro.sample(name, prior) for name, prior in priors.items()}
+        rows = torch.arange(len(x), device=x.device)  # given, so that Pyro draws no indices of its own
+        if y is not None and (self.row_weights is not None or not self.likelihood.is_density(y)):
+            log_prob = functional_call(self, weights, (x, y))
+            with pyro.plate("data", size=num_data or len(x), subsample=rows):
+                pyro.factor("y", log_prob)
+            return y
         distribution = self.likelihood.distribution(functional_call(self, weights, (x,)))
         if y is not None and y.shape != distribution.batch_shape:
             y = self._checked(y, self.net(x))
-        rows = torch.arange(len(x), device=x.device)  # given, so that Pyro draws no indices of its own
         with pyro.plate("data", size=num_data or len(x), subsample=rows):
             events = len(distribution.batch_shape) - 1
             targets: Tensor = pyro.sample("y", distribution.to_event(events), obs=y)

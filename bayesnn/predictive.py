@@ -8,7 +8,6 @@ all inputs fit into BLOCK_BYTES they are kept, and every further quantity is fre
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -118,6 +117,9 @@ class Predictive:
     def log_prob(self, y: Any) -> Tensor:
         """log p(y_i | x_i, D) of the mixture, (batch,), in nats; a density in the targets' own units.
 
+        Of soft labels it is sum_k y_k log p(k | x, D), the expectation over a label drawn from y: minus their
+        cross-entropy with ``mean``, whatever the class weights of the fit were.
+
         Parameters
         ----------
         y : targets (batch, ...): a tensor, array, data frame or list.
@@ -127,7 +129,8 @@ class Predictive:
         ValueError : ``y`` has another number of rows, shape or dtype than this likelihood takes, NaN or infinities.
         TypeError : ``y`` holds no numbers.
         """
-        return torch.cat([torch.logsumexp(part, 0) for part in self._log_likelihoods(y)]) - math.log(self.num_draws)
+        targets, likelihood = self._targets(y), self._model.likelihood
+        return torch.cat([likelihood.mixture_log_prob(params, targets[rows]) for rows, params in self._blocks()])
 
     def log_likelihood(self, y: Any) -> Tensor:
         """log p(y_i | x_i, w_s) of each draw, (draws of all chains, batch), in nats. Grows with draws times inputs."""

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from bayesnn import data as bd
 from bayesnn.data.batches import Batches, Loader, Order
 from bayesnn.data.dataset import all_finite
+from bayesnn.data.weighted import WeightedBatches, row_probabilities
 from bayesnn.errors import first_line, is_real
 from bayesnn.model import BayesianModel
 from bayesnn.rng import generator, isolated
@@ -35,6 +36,7 @@ class Task:
     random_net : whether the net in train mode draws random numbers of its own.
     batch_rows : rows of a loader's first minibatch; None in memory.
     row_shape : shape of one input, in a loader that of its first minibatch.
+    probs : (N,), with which the rows are drawn; None where they are drawn evenly.
     """
 
     x: Tensor | None
@@ -48,6 +50,7 @@ class Task:
     device: torch.device
     batch_rows: int | None = None
     row_shape: tuple[int, ...] = ()
+    probs: Tensor | None = None
 
     def batches(self, batch_size: int | None, order: Order, shuffle: torch.Generator) -> Batches | Loader:
         """Minibatches in memory by indexing, or the user's own loader."""
@@ -55,10 +58,14 @@ class Task:
             return self.loader
         assert self.x is not None
         assert self.y is not None
+        if self.probs is not None:
+            return WeightedBatches(self.x, self.y, self.probs, batch_size, shuffle, self.device)
         return Batches(self.x, self.y, batch_size, order, shuffle, self.device)
 
 
-def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | None, seed: int) -> Task:
+def prepare(
+    model: BayesianModel, data: Any, validation: Any, num_data: int | None, seed: int, sampling: Any = None
+) -> Task:
     """Check everything that can be checked before the first step.
 
     Raises
@@ -68,6 +75,8 @@ def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | No
     if isinstance(data, (Loader, Dataset)) or (
         isinstance(data, Iterable) and not isinstance(data, (bd.Data, tuple, list, dict, Tensor))
     ):
+        if sampling is not None:
+            raise ValueError("Expected no sampling= with a loader, which draws its own rows: give data in memory.")
         loader = data if isinstance(data, Loader) else Loader(data, num_data)
         if is_real(validation):
             raise ValueError("Expected validation=(x, y) beside a loader, got a share: a loader cannot be split.")
@@ -76,6 +85,7 @@ def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | No
         x, y = model.place(constant(x), constant(y))
         check_numbers(x, y, " in minibatch 1")
         _, outputs = _check(model, x, y)
+        model.likelihood.learn(None, (outputs or (1,))[0])
         held_out = _checked_validation(model, _as_data(validation)) if validation is not None else None
         random_net = _is_random(model, x)
         size, shape = len(x), x.shape[1:]
@@ -104,10 +114,15 @@ def prepare(model: BayesianModel, data: Any, validation: Any, num_data: int | No
     placed = _placed(train, model, device if fits(train.x, device) else train.x.device)
     x = placed.x
     y, outputs = _check(model, x, placed.y)
+    model.likelihood.learn(y, (outputs or (1,))[0])
+    model.likelihood.to(next(model.net.parameters()))
+    probs = None if sampling is None else row_probabilities(sampling, y)
     if held_out is not None:
         held_out = _checked_validation(model, held_out, own_units=train.target is not None)
-    random_net = _is_random(model, x)
-    return Task(x, y, None, held_out, train.target, len(train), outputs, random_net, device, row_shape=x.shape[1:])
+    random_net, shape = _is_random(model, x), x.shape[1:]
+    return Task(
+        x, y, None, held_out, train.target, len(train), outputs, random_net, device, row_shape=shape, probs=probs
+    )
 
 
 def _checked_validation(model: BayesianModel, held_out: bd.Data, own_units: bool = False) -> bd.Data:

@@ -19,7 +19,7 @@ def score(model: BayesianModel, states: Sequence[State], validation: Any, target
     y = predictive._targets(validation.y)
     row = {"val_nll": -float(predictive.log_prob(y).double().mean())}
     if model.likelihood.kind == "classes":
-        mean = predictive.mean
+        mean, y = predictive.mean, model.likelihood.labels(y)
         guess = mean.argmax(-1) if mean.dim() > y.dim() else mean > 0.5
         row["val_accuracy"] = float((guess == y).double().mean())
     else:

@@ -86,6 +86,14 @@ PRIORS: dict[str, priors.PriorRule | None] = {
 # Likelihood, outputs of the net, targets, shape of the predicted mean.
 LIKELIHOODS: dict[str, tuple[Callable[[], likelihoods.Likelihood], int, Tensor, tuple[int, ...]]] = {
     "Categorical": (likelihoods.Categorical, CLASSES, COUNTS, (ROWS, CLASSES)),
+    "Categorical, soft and weighted": (
+        lambda: likelihoods.Categorical(class_weights=[1.0, 2.0, 0.5]),
+        CLASSES,
+        X[:, 0, 0, :CLASSES].softmax(1),
+        (ROWS, CLASSES),
+    ),
+    "NoisyCategorical": (likelihoods.NoisyCategorical, CLASSES, COUNTS, (ROWS, CLASSES)),
+    "NoisyDirichlet": (likelihoods.NoisyDirichlet, CLASSES, COUNTS, (ROWS, CLASSES)),
     "Bernoulli": (likelihoods.Bernoulli, 1, COUNTS % 2, (ROWS,)),
     "Bernoulli, two labels": (likelihoods.Bernoulli, 2, torch.stack((COUNTS % 2, COUNTS // 2), 1), (ROWS, 2)),
     "Normal": (likelihoods.Normal, 1, COUNTS.float(), (ROWS,)),

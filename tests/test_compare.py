@@ -412,3 +412,13 @@ def test_methods_whose_names_make_one_file_name_have_two(tmp_path):
     paths = result.save(tmp_path)
     assert len(set(paths)) == len(paths)
     assert {"traces_lr=1_2.png", "traces_lr=1_2~2.png"} <= {path.name for path in paths}
+
+
+def test_soft_labels_are_for_the_training_part():
+    stream = torch.Generator().manual_seed(0)
+    x, y = torch.randn(12, 2, generator=stream), torch.rand(12, 3, generator=stream).softmax(1)
+    train, soft, hard = (bnn.data.Data.of(x, targets, "soft") for targets in (y, y, y.argmax(1)))
+    options = {"net": "mlp", "methods": ["map"], "likelihood": bnn.likelihoods.Categorical(), "epochs": 1}
+    with pytest.raises(ValueError, match=r"soft labels in the test part: give it y\.argmax\(1\)"):
+        compare((train, soft), **options, progress=False)
+    assert 0 <= compare((train, hard), **options, progress=False).rows[0]["accuracy"] <= 1

@@ -57,12 +57,23 @@ def _case(name: str) -> tuple[bnn.BayesianModel, torch.Tensor, torch.Tensor]:
         prior, likelihood, y = priors.Laplace(0.5), likelihoods.Categorical(), classes
     elif name == "shared":
         net, prior, likelihood, y = SharedWeights(), priors.Normal(2.0), likelihoods.Categorical(), classes
+    elif name in OF_CLASSES:
+        likelihood, soft = OF_CLASSES[name]
+        y = torch.rand(7, 3, generator=generator, dtype=torch.float64).softmax(1) if soft else classes
+        net, prior = bnn.nets.MLP(4, (5,), 3), priors.Normal(1.0)
     else:
         net, prior, likelihood, y = BareParameter(), priors.Normal(0.7), likelihoods.Laplace(), real
     return bnn.BayesianModel(net, prior, likelihood).double(), x, y
 
 
-CASES = ("mlp", "mlp-noise", "mlp-mixture", "cnn", "shared", "bare")
+OF_CLASSES = {  # whether the labels are soft
+    "soft": (bnn.likelihoods.Categorical(), True),
+    "weighted": (bnn.likelihoods.Categorical(class_weights=[0.5, 3.0, 1.0]), False),
+    "soft and weighted": (bnn.likelihoods.Categorical(class_weights=[0.5, 3.0, 1.0]), True),
+    "noisy labels": (bnn.likelihoods.NoisyCategorical(0.2), False),
+    "noisy Dirichlet": (bnn.likelihoods.NoisyDirichlet(), False),
+}
+CASES = ("mlp", "mlp-noise", "mlp-mixture", "cnn", "shared", "bare", *OF_CLASSES)
 
 
 def _pyro_log_joint(model: bnn.BayesianModel, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, dict]:
@@ -85,6 +96,20 @@ def test_log_joint_and_gradient_equal_pyros(name: str) -> None:
     assert set(gradients) == set(model.log_priors)
     for key, parameter in model.bayesian_parameters().items():
         torch.testing.assert_close(parameter.grad, gradients[key], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["mlp", "mlp-noise", "weighted"])
+def test_rows_drawn_unevenly_count_in_pyros_as_they_do_here(name: str) -> None:
+    model, x, y = _case(name)
+    model.row_weights = torch.linspace(0.5, 2.0, len(x), dtype=torch.float64)
+    expected, gradients = _pyro_log_joint(model, x, y)
+    found = model.log_prior() - N * model.mean_nll(x, y)
+    found.backward()
+    torch.testing.assert_close(found.detach(), expected, rtol=1e-9, atol=0)
+    for key, parameter in model.bayesian_parameters().items():
+        torch.testing.assert_close(parameter.grad, gradients[key], rtol=1e-9, atol=1e-9)
+    with model.evenly():
+        assert abs(float(model.log_joint(x, y, num_data=N).detach() / expected) - 1) > 1e-3
 
 
 @pytest.mark.parametrize("name", CASES)

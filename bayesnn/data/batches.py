@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, WeightedRandomSampler
 
 from bayesnn.errors import at_least
 from bayesnn.rng import generator as seeded
@@ -172,8 +172,8 @@ class Loader:
     ------
     ValueError
         If ``num_data`` is not given and cannot be known: no dataset with a length, or a sampler that visits another
-        number of rows than the dataset has; if a number is below 1; or if an iterator that can be walked only once
-        comes without ``steps_per_epoch``.
+        number of rows than the dataset has, or rows unequally often; if a number is below 1; or if an iterator that
+        can be walked only once comes without ``steps_per_epoch``.
     TypeError
         If ``batches`` is a dataset, whose items are single rows, and not a loader over one.
     """
@@ -295,7 +295,13 @@ def _count_rows(batches: Iterable[Any]) -> int:
             f"Loader: expected a dataset with a length, got none in {type(batches).__name__}: "
             "pass num_data, the number of training rows"
         )
-    visited = _length(getattr(batches, "sampler", None))
+    sampler = getattr(batches, "sampler", None)
+    if isinstance(sampler, WeightedRandomSampler):
+        raise ValueError(
+            "Loader: expected rows that come equally often, got a WeightedRandomSampler, whose posterior would be that "
+            "of other data: pass data in memory and fit(..., sampling=), or num_data if it is meant"
+        )
+    visited = _length(sampler)
     # A sampler over a part of the rows, or one rank's share of them, would make the likelihood's scale silently wrong.
     if visited is not None and visited != size:
         raise ValueError(

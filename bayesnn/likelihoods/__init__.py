@@ -2,6 +2,7 @@
 
 from bayesnn.likelihoods.base import Likelihood, from_config
 from bayesnn.likelihoods.classification import Bernoulli, Categorical
+from bayesnn.likelihoods.label_noise import NoisyCategorical, NoisyDirichlet
 from bayesnn.likelihoods.noise import GammaPrecision, LogNormalScale
 from bayesnn.likelihoods.regression import HeteroscedasticNormal, Laplace, LogNormal, Normal, Poisson, StudentT
 
@@ -14,6 +15,8 @@ __all__ = [
     "Likelihood",
     "LogNormal",
     "LogNormalScale",
+    "NoisyCategorical",
+    "NoisyDirichlet",
     "Normal",
     "Poisson",
     "StudentT",

@@ -65,6 +65,23 @@ class Likelihood(nn.Module, ABC):
         """Shape of the targets that ``log_prob`` takes with these outputs of the net."""
         return scalar_shape(outputs.shape)
 
+    def takes(self, outputs: Tensor, y: Tensor) -> bool:
+        """Whether ``y`` has the shape that ``log_prob`` takes with these outputs."""
+        return y.shape == self.target_shape(outputs)
+
+    def is_density(self, y: Tensor) -> bool:
+        """Whether ``log_prob`` of such targets is the logarithm of a density of theirs, that of ``distribution``.
+
+        Where it is not, as where rows are weighted, Pyro's model has a factor in place of an observed sample.
+        """
+        return True
+
+    def learn(self, y: Tensor | None, num_outputs: int) -> None:
+        """Take from the targets of the training part, in the form of ``check_targets``, what was left to them.
+
+        ``fit`` calls it, with None where a loader has the targets; then a ValueError, if something was left to them.
+        """
+
     def log_prob(self, outputs: Tensor, y: Tensor) -> Tensor:
         """log p(y | outputs), summed over a target's event dimensions, shape (batch,).
 
@@ -76,6 +93,16 @@ class Likelihood(nn.Module, ABC):
         """log density of each element of the targets, with the leading axes of ``params``."""
         log_prob: Tensor = self.distribution(params).log_prob(y)
         return log_prob
+
+    def mixture_log_prob(self, params: Params, y: Tensor) -> Tensor:
+        """log p(y_i | x_i, D) of the equally weighted mixture over axis 0, the draws, shape (batch,)."""
+        log_prob = self.elementwise_log_prob(params, y)
+        log_prob = log_prob if log_prob.dim() == 2 else log_prob.flatten(2).sum(2)
+        return log_prob.logsumexp(0) - math.log(len(log_prob))
+
+    def labels(self, y: Tensor) -> Tensor:
+        """The classes of targets, for a count of those that are right: of soft labels the most probable ones."""
+        return y
 
     def mean(self, params: Params) -> Tensor:
         """E[y | w] for each draw, shape (draw, batch, ...); classes: their probabilities."""

@@ -120,6 +120,7 @@ class Method(ABC):
     coupled : True when the chains interact and one Run holds them all.
     default_chains, default_steps : what ``fit`` takes when the user says nothing.
     infers_precisions : True when the method can infer the precisions of hierarchical priors.
+    weighs_rows : False when rows drawn unevenly, ``fit(..., sampling=)``, would change what the method gives.
     """
 
     access: ClassVar[Literal["minibatch", "full"]] = "minibatch"
@@ -129,6 +130,7 @@ class Method(ABC):
     default_steps: ClassVar[int] = 4000
     is_sampler: ClassVar[bool] = False
     infers_precisions: ClassVar[bool] = False
+    weighs_rows: ClassVar[bool] = True
     schedule: Schedule = "constant"
 
     @property

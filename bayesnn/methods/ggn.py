@@ -72,15 +72,23 @@ def curvature_root(likelihood: Likelihood, outputs: Tensor, y: Tensor) -> Tensor
     """R with R R' = Lambda of each row, (batch, output, output).
 
     Of a softmax with probabilities p, Lambda = diag(p) - p p' and R = diag(s) (I - s s') with s = sqrt(p): s s' is a
-    projection, since |s| = 1. Elsewhere R comes from the eigenvectors; eigenvalues that rounding made negative are 0.
+    projection, since |s| = 1. Of labels of which a share e is wrong, q = (1 - e) p + e / K, the Fisher information has
+    R = (1 - e) (diag(p) - p p') diag(q)^(-1/2). Class weights multiply Lambda by that of the row. Elsewhere R
+    comes from the eigenvectors; eigenvalues that rounding made negative are 0.
 
     Raises
     ------
     ValueError : Lambda is not positive semidefinite: a user's own likelihood.
     """
-    if type(likelihood) is likelihoods.Categorical:
+    if type(likelihood) in (likelihoods.Categorical, likelihoods.NoisyCategorical):
+        assert isinstance(likelihood, likelihoods.Categorical)
         s = (0.5 * outputs.detach().log_softmax(-1)).exp()
-        return torch.diag_embed(s) - s.square().unsqueeze(-1) * s.unsqueeze(-2)
+        root = torch.diag_embed(s) - s.square().unsqueeze(-1) * s.unsqueeze(-2)
+        if isinstance(likelihood, likelihoods.NoisyCategorical):
+            observed = likelihood.params(outputs.detach())["logits"]
+            root = (1 - likelihood.noise) * root * (s / (0.5 * observed).exp()).unsqueeze(-2)
+        weights = likelihood.row_weights(y)
+        return root if weights is None else root * weights.sqrt()[:, None, None]
     curvature = output_curvature(likelihood, outputs, y)
     values = curvature.diagonal(dim1=-2, dim2=-1)
     vectors: Tensor | None = None

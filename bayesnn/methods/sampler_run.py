@@ -149,7 +149,8 @@ class SamplerRun(Run):
         """Set what the sizes of the gradients at the end of the warm-up decide."""
         if not (self._method.layerwise or self._sampler.preconditioned):
             return
-        mean_squares = self._mean_square_gradients()
+        with self.model.evenly():
+            mean_squares = self._mean_square_gradients()
         self._sampler.set_mean_squares(mean_squares)
         if self._method.layerwise:
             sizes = {p: max(float(value.mean().sqrt()), 1e-12) for p, value in mean_squares.items()}

@@ -80,6 +80,7 @@ class SWAG(Method):
 
     compiles = True
     default_steps: ClassVar[int] = 6000
+    weighs_rows: ClassVar[bool] = False
 
     lr: float | None = None
     momentum: float = 0.9

@@ -50,7 +50,8 @@ def labelled(probs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     probs = as_class_probs(probs)
     batch, classes = probs.shape
     if y.shape != (batch,):
-        raise ValueError(f"y must be ({batch},) to match probs; got {tuple(y.shape)}: pass one class per row")
+        cure = "y.argmax(1) of soft labels" if y.shape == probs.shape else "one class per row"
+        raise ValueError(f"y must be ({batch},) to match probs; got {tuple(y.shape)}: pass {cure}")
     labels = y.to(device=probs.device, dtype=torch.int64)
     if y.is_floating_point() and not torch.equal(labels.to(y.dtype), y.to(probs.device)):
         raise ValueError(f"y must hold whole class numbers; got {y.dtype} with fractions: pass classes, not targets")

@@ -84,3 +84,26 @@ def test_rotated_digit_prints_the_entropies_and_draws_them(run, tmp_path):
     entropy = scope["posteriors"]["MAP"].predict(test.x[test.y == 3]).total
     assert float(rows[0][3]) == pytest.approx(float(entropy.min()), abs=5.1e-4)  # the surest of its kind
     assert imread(tmp_path / "here" / "rotation.png").shape[0] > 100
+
+
+def test_imbalanced_prints_a_row_to_each_way(run):
+    scope, printed = run("imbalanced.py", "--seeds", "1", "--epochs", "2")
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in printed.splitlines()[3:]}
+    assert list(rows) == list(scope["table"])
+    assert len(rows) == 1 + 2 * 5
+    for name, cells in rows.items():
+        common, rare, balanced, *_ = (float(cell.split("±")[0]) for cell in cells)
+        assert balanced == pytest.approx((common + rare) / 2, abs=1.1e-3), name
+    assert [cell.split("±")[0].strip() for cell in rows["who does not look"][:3]] == ["0.200", "0.000", "0.100"]
+
+
+def test_noisy_labels_prints_a_row_to_each_likelihood(run):
+    scope, printed = run("noisy_labels.py", "--seeds", "1", "--epochs", "2", "--noise", "0.5")
+    lines = printed.splitlines()[1:]
+    assert len(lines) == 2 * 2 * len(scope["LIKELIHOODS"])
+    for line, name in zip(lines, 4 * list(scope["LIKELIHOODS"]), strict=True):
+        accuracy, nll, aleatoric, epistemic = map(float, line.split()[-4:])
+        assert name in line
+        assert 0 < accuracy < 1 < 1 + nll
+        assert 0 < aleatoric + epistemic <= 2.304
+    assert (scope["replaced"](0, 0.5).y != scope["train"].y).double().mean() == pytest.approx(0.45, abs=0.04)

@@ -13,6 +13,7 @@ stream = torch.Generator().manual_seed(0)
 OUT, Y = (torch.randn(N, generator=stream, dtype=torch.float64) for _ in range(2))
 LOGITS = torch.randn(N, 4, generator=stream, dtype=torch.float64)
 CLASS = torch.arange(N) % 4
+SOFT = LOGITS.flip(0).softmax(1)
 BINARY = (Y > 0).double()
 COUNT = Y.abs().mul(3).floor()
 HALF_LOG = math.log(S) + 0.5 * math.log(2 * math.pi)
@@ -31,6 +32,10 @@ CASES = {
         likelihoods.Bernoulli(), OUT, BINARY, lambda: F.binary_cross_entropy_with_logits(OUT, BINARY)
     ),
     "cross-entropy": (likelihoods.Categorical(), LOGITS, CLASS, lambda: F.cross_entropy(LOGITS, CLASS)),
+    "Kullback-Leibler": (
+        likelihoods.Categorical(), LOGITS, SOFT,
+        lambda: F.kl_div(LOGITS.log_softmax(1), SOFT, reduction="batchmean") + torch.special.entr(SOFT).sum(1).mean(),
+    ),
     "Poisson": (
         likelihoods.Poisson(), OUT, COUNT,
         lambda: F.poisson_nll_loss(OUT, COUNT) + torch.lgamma(COUNT + 1).mean(),

@@ -69,29 +69,31 @@ def exact_covariance(case: Problem, temperature: float = 1.0) -> np.ndarray:
     return temperature * np.linalg.inv(case.precision @ (np.eye(D) - case.h * case.precision / 2))
 
 
-def iid_covariance(case: Problem, batch: int, temperature: float = 1.0) -> np.ndarray:
+def iid_covariance(case: Problem, batch: int, temperature: float = 1.0, probs: np.ndarray | None = None) -> np.ndarray:
     """Stationary covariances (K, D, D) of SGLD with minibatches of ``batch`` rows drawn with replacement.
 
-    With h_i = N x_i x_i' / sigma^2 + I / s^2, H_B = mean of h_i over the batch and g_B(m) the minibatch gradient of U
-    at the mode, delta' = (I - h H_B) delta - h g_B(m) + sqrt(2 h T) xi. delta is independent of the batch and has mean
-    0 in the stationary law, as has g_B(m), so the cross terms vanish:
+    Row i comes with probability p_i = 1 / N, or ``probs``, and counts 1 / (N p_i). With h_i = x_i x_i' / (p_i sigma^2)
+    + I / s^2, H_B = mean of h_i over the batch and g_B(m) the minibatch gradient of U at the mode, delta' =
+    (I - h H_B) delta - h g_B(m) + sqrt(2 h T) xi. delta is independent of the batch and has mean 0 in the stationary
+    law, as has g_B(m), so the cross terms vanish:
 
         V = E[A V A'] + h^2 Cov(g_B(m)) + 2 h T I,     A = I - h H_B
         E[A V A'] = (I - h Lambda) V (I - h Lambda) + h^2 / B * (E_i[h_i V h_i] - Lambda V Lambda)
-        Cov(g_B(m)) = 1 / B * E_i[g_i g_i'],           g_i = N x_i (x_i'm - y_i) / sigma^2 + m / s^2
+        Cov(g_B(m)) = 1 / B * E_i[g_i g_i'],           g_i = x_i (x_i'm - y_i) / (p_i sigma^2) + m / s^2
 
     a linear system in V, solved by its vectorisation: vec(P V Q) = (P kron Q') vec(V) with rows first.
     """
     x, y, h, n = case.x.numpy(), case.y.numpy(), case.h, case.n
     identity = np.eye(D)
-    h_i = n * x[:, :, None] * x[:, None, :] / case.sigma**2 + identity / case.s**2
+    p = np.full(n, 1 / n) if probs is None else probs
+    h_i = x[:, :, None] * x[:, None, :] / case.sigma**2 / p[:, None, None] + identity / case.s**2
     a = identity - h * case.precision
-    mean_square = np.mean([np.kron(one, one) for one in h_i], axis=0)
+    mean_square = np.average([np.kron(one, one) for one in h_i], axis=0, weights=p)
     transition = np.kron(a, a) + h**2 / batch * (mean_square - np.kron(case.precision, case.precision))
     covariances = []
     for k, m in enumerate(case.mean):
-        g_i = n * x * (x @ m - y[:, k])[:, None] / case.sigma**2 + m / case.s**2
-        source = h**2 / batch * (g_i.T @ g_i / n) + 2 * h * temperature * identity
+        g_i = x * (x @ m - y[:, k])[:, None] / case.sigma**2 / p[:, None] + m / case.s**2
+        source = h**2 / batch * (g_i.T * p @ g_i) + 2 * h * temperature * identity
         solution = np.linalg.solve(np.eye(D * D) - transition, source.ravel())
         covariances.append(solution.reshape(D, D))
     return np.stack(covariances)

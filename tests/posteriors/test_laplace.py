@@ -205,12 +205,40 @@ def brute_force(model, y):
     return total + torch.diag(prior.double())
 
 
-@pytest.mark.parametrize("likelihood", [likelihoods.Categorical(), likelihoods.Bernoulli(), likelihoods.Poisson()])
-def test_the_root_of_the_curvature_is_its_root(likelihood):
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        likelihoods.Categorical(),
+        likelihoods.Categorical(class_weights=[0.5, 2.0, 1.5]),
+        likelihoods.NoisyDirichlet(),
+        likelihoods.Bernoulli(),
+        likelihoods.Poisson(),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_root_of_the_curvature_is_its_root(likelihood, soft):
     outputs = 3 * torch.randn(20, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    y = CLASSES if isinstance(likelihood, likelihoods.Categorical) else (outputs > 0).double()
+    classes = outputs.flip(0).softmax(1) if soft else CLASSES
+    y = classes if isinstance(likelihood, likelihoods.Categorical) else (outputs > 0).double()
     root = curvature_root(likelihood, outputs, y)
     np.testing.assert_allclose(root @ root.mT, output_curvature(likelihood, outputs, y), rtol=1e-9, atol=1e-14)
+
+
+def test_the_curvature_of_noisy_labels_is_the_fisher_information():
+    """E[grad log p grad log p'] over the three labels that there may be; a class weight multiplies it."""
+    outputs = 2 * torch.randn(6, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    likelihood, weights = likelihoods.NoisyCategorical(0.3), torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
+    wanted = torch.zeros(6, 3, 3, dtype=torch.float64)
+    for label in range(3):
+        given = outputs.clone().requires_grad_()
+        log_prob = likelihood.log_prob(given, torch.full((6,), label))
+        (slope,) = torch.autograd.grad(log_prob.sum(), given)
+        wanted += slope[:, :, None] * slope[:, None] * log_prob.exp().detach()[:, None, None]
+    root = curvature_root(likelihood, outputs, CLASSES[:6])
+    np.testing.assert_allclose(root @ root.mT, wanted, rtol=1e-9, atol=1e-14)
+    weighted = curvature_root(likelihoods.NoisyCategorical(0.3, weights), outputs, CLASSES[:6])
+    np.testing.assert_allclose(weighted @ weighted.mT, weights[CLASSES[:6], None, None] * wanted, rtol=1e-9, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["Categorical", "Poisson", "two targets"])
