@@ -139,7 +139,8 @@ class GradientWatch:
             return {}
         self._next = steps + min(steps, GAP)
         try:
-            norms = layer_norms(run.model, run.weights(), x[:ROWS], y[:ROWS])
+            # On a copy, as a net may keep account of its passes beside its tensors.
+            norms = layer_norms(run.model.copy(), run.weights(), x[:ROWS], y[:ROWS])
         except Exception:  # a net may be such that it cannot be called from aside: the run is worth more than a look
             return {}
         if len(self._faults) < LOOKS:
