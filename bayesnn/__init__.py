@@ -32,6 +32,7 @@ from bayesnn.posterior import Posterior
 from bayesnn.predictive import Predictive
 from bayesnn.prior_shift import prior_shift
 from bayesnn.scaling import Temperature
+from bayesnn.stopping import EarlyStopping
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "SWAG",
     "BayesianModel",
     "DivergedError",
+    "EarlyStopping",
     "FullRankVI",
     "GibbsLinear",
     "Laplace",

@@ -13,6 +13,7 @@ import torch
 
 from bayesnn.data.batches import Batches, Loader
 from bayesnn.data.weighted import WeightedBatches
+from bayesnn.gradients import GradientWatch
 from bayesnn.kept import Kept, is_finite
 from bayesnn.methods import Method, Plan, Run
 from bayesnn.model import State
@@ -20,6 +21,7 @@ from bayesnn.prepare import Task, check_numbers, constant, try_net
 from bayesnn.progress import Progress
 from bayesnn.rng import isolated
 from bayesnn.source import Draws, Source
+from bayesnn.stopping import EarlyStopping
 from bayesnn.validation import score
 
 MOST_RECORDS = 500
@@ -42,13 +44,14 @@ class Chain:
         run: Run,
         plan: Plan,
         task: Task,
-        early_stopping: int | None,
+        stopping: EarlyStopping | None,
         bar: Progress,
         keeps: Sequence[Kept],
+        watch: GradientWatch | None = None,
     ) -> None:
         self.numbers, self.state, self.plan, self.task, self.bar = numbers, run, plan, task, bar
-        self.patience = early_stopping
-        self.keeps = keeps
+        self.stopping = stopping
+        self.keeps, self.watch = keeps, watch
         self.statistics: list[list[dict[str, float]]] = [[] for _ in numbers]
         self.diverged: list[int] = []
         self.history: list[dict[str, Any]] = []
@@ -57,6 +60,7 @@ class Chain:
         self._best: tuple[float, int, dict[str, Any]] | None = None
         self.steps = 0
         self._short = False
+        self._rows: tuple[torch.Tensor, torch.Tensor] | None = None  # of the last step
         self._late = _reads_late(next(run.model.parameters()).device)
         self._shapes = {task.row_shape: task.out_shape}  # of inputs, and of the net's outputs for them
 
@@ -82,7 +86,9 @@ class Chain:
                 return
             self._record(block[-1], loss, (time.perf_counter() - began) / len(block))
             if self._exhausted(block[-1]):
-                return
+                break
+        if self.watch is not None:
+            self.watch.judge(self.history[-1]["epoch"])
 
     def _epoch(self, epoch: int, batches: Batches | Loader) -> float:
         run, total, count = self.state, 0.0, 0
@@ -90,6 +96,7 @@ class Chain:
         run.begin_epoch(epoch, batches)
         for x, y in self._placed(batches):
             losses.append(run.step(x, y))
+            self._rows = x, y
             self.steps += 1
             if len(losses) > self._late:
                 value = self._read(losses)
@@ -180,7 +187,9 @@ class Chain:
         row = {"chain": self.numbers[0], "epoch": epoch, "loss": loss, **self._measured(seconds)}
         if validation is not None:
             row |= in_own_units(loss, self.task)
-            row |= score(run.model, run.snapshot(), validation, self.task.target)
+            row |= score(run.model, run.snapshot(), validation, self.task.target, self.stopping)
+        if self.watch is not None and self._rows is not None:
+            row |= self.watch.look(run, *self._rows, self.steps, epoch)
         self.history.append(row)
         self.bar.epoch(row)
 
@@ -192,12 +201,21 @@ class Chain:
         return {**row, "seconds": seconds}
 
     def _exhausted(self, epoch: int) -> bool:
-        if self.patience is None:
+        if self.stopping is None:
             return False
-        value = self.history[-1]["val_nll"]
-        if self._best is None or value < self._best[0]:
+        value = self.history[-1][self.stopping.column]
+        if self.stopping.improves(value, self._best[0] if self._best is not None else None):
             self._best = (value, epoch, self.state.state_dict())
-        return epoch - self._best[1] >= self.patience
+        if self.stopping.patience is None:
+            return False
+        return epoch - (self._best[1] if self._best is not None else -1) >= self.stopping.patience
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """Chain, epoch and score that early stopping went back to."""
+        if self.stopping is None or self._best is None:
+            return None
+        return {"chain": self.numbers[0], "epoch": self._best[1], self.stopping.column: self._best[0]}
 
     def results(self, batches: Batches | Loader) -> list[Source | None]:
         """Each chain's source: the distribution it ends in, or its draws; None where a NaN left nothing."""

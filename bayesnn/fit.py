@@ -14,15 +14,18 @@ import torch
 from bayesnn.chain import Chain, calmer
 from bayesnn.data.batches import Batches, Loader, Order
 from bayesnn.errors import DivergedError, at_least, first_line, unknown
+from bayesnn.gradients import GradientWatch
+from bayesnn.history import History
+from bayesnn.initial import FRESH, Initial, initialise
 from bayesnn.kept import Kept
 from bayesnn.methods import MAP, METHODS, Method, Plan
-from bayesnn.methods.base import reset_parameters
 from bayesnn.model import BayesianModel
 from bayesnn.posterior import Posterior
 from bayesnn.prepare import Task, prepare
 from bayesnn.progress import Progress
-from bayesnn.rng import Streams, isolated
+from bayesnn.rng import Streams
 from bayesnn.source import Source
+from bayesnn.stopping import EarlyStopping
 from bayesnn.storage import Store
 from bayesnn.together import begin_together
 
@@ -40,8 +43,8 @@ def fit(
     chains: int | None = None,
     seed: int = 0,
     validation: Any = None,
-    early_stopping: int | None = None,
-    init: Posterior | Literal["fresh", "net"] = "fresh",
+    early_stopping: int | EarlyStopping | None = None,
+    init: Posterior | str | Callable[[torch.nn.Module], Any] = "fresh",
     order: Order = "reshuffle",
     sampling: Literal["balanced"] | Sequence[float] | torch.Tensor | None = None,
     num_data: int | None = None,
@@ -71,11 +74,14 @@ def fit(
     validation : (x, y), Data, or a share of the rows of ``data`` to hold out. Scored after each epoch
         (of more than 500 epochs: after 500 of them, evenly spaced) into the history.
     early_stopping : stop when the validation negative log likelihood has not improved for so many epochs, and go back
-        to the best one. Not for samplers.
+        to the best one, or by another score: ``EarlyStopping(5, "accuracy")``; ``EarlyStopping(None)`` goes on to the
+        end and then back to the best epoch. Which one that was is in ``info["best"]``. Not for samplers.
     init : where the chains start. ``"fresh"``: initial weights drawn anew by each module's ``reset_parameters``; the
         net's present trainable weights are discarded (parameters that no module resets, and frozen ones, keep their
-        values). ``"net"``: the net's present weights, for a pretrained net. A posterior: its chains go on, with new
-        noise.
+        values). ``"kaiming_normal"``, ``"kaiming_uniform"``, ``"xavier_normal"``, ``"xavier_uniform"``,
+        ``"trunc_normal"``, ``"orthogonal"``, ``"prior"``, or a function ``(net) -> None``: fresh ones by that rule,
+        drawn for each chain, see :func:`bayesnn.initial.initialise`. ``"net"``: the net's present weights, for a
+        pretrained net. A posterior: its chains go on, with new noise.
     order : ``"reshuffle"`` (each row once an epoch), ``"iid"`` (rows drawn with replacement), ``"sequential"``.
     sampling : rows drawn with replacement and unequal probabilities: ``"balanced"``, every class as often, or a number
         for each row of the training part, to which its probability is proportional. A row drawn with probability pi
@@ -124,7 +130,9 @@ def fit(
     if batch_size is not None:
         batch_size = at_least("batch_size", batch_size, 1)
     if early_stopping is not None:
-        early_stopping = at_least("early_stopping", early_stopping, 1)
+        if not isinstance(early_stopping, EarlyStopping):
+            early_stopping = EarlyStopping(at_least("early_stopping", early_stopping, 1))
+        early_stopping.check(model.likelihood.kind)
         if validation is None:
             raise ValueError("Expected validation= with early_stopping, got none: hold out a share, validation=0.1.")
         if method.is_sampler:
@@ -133,8 +141,9 @@ def fit(
         raise unknown("order", order, get_args(Order))
     if precision not in ("full", "bf16"):
         raise unknown("precision", precision, ("full", "bf16"))
-    if not isinstance(init, Posterior) and init not in ("fresh", "net"):
-        raise unknown("init", init, ("fresh", "net"))
+    initial = None if isinstance(init, Posterior) or init == "net" else init
+    if initial is not None and not callable(initial) and initial not in FRESH:
+        raise unknown("init", init, (*FRESH, "net"))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("Expected at least one trainable parameter, got none: set requires_grad on some of the net's.")
     with torch.inference_mode(False):  # tensors made inside of inference_mode() could not be trained on
@@ -143,7 +152,7 @@ def fit(
     if sampling is not None:
         _check_sampling(method, batch_size, order, compile, vectorize)
         order = "iid"
-    plan = replace(_plan(method, task, batch_size, epochs, chains, order, init == "fresh"), compile=compile)
+    plan = replace(_plan(method, task, batch_size, epochs, chains, order, initial), compile=compile)
     if model.hyperpriors and not method.infers_precisions:
         raise ValueError(
             f"Expected priors of known precision for {type(method).__name__}, got a HierarchicalNormal: "
@@ -168,8 +177,8 @@ def fit(
     if vectorize:
         _check_vectorizes(method, model, task, early_stopping)
     method.check(model, plan)
-    if chains > 1 and init == "fresh":
-        _warn_if_alike(model, seed)
+    if chains > 1 and plan.fresh:
+        _warn_if_alike(model, plan, seed)
     if isinstance(init, Posterior) and chains > init.num_chains and method.is_sampler:
         warnings.warn(
             f"{chains} chains start from {init.num_chains}: R-hat cannot tell whether they agree. Start from as many.",
@@ -177,12 +186,14 @@ def fit(
         )
 
     sources: list[Source] = []
-    history: list[dict[str, Any]] = []
+    told: list[str] = []  # about gradients: once is enough
+    history = History()
     info: dict[str, Any] = {
         "method": method.config(), "seed": seed, "epochs": plan.epochs, "batch_size": plan.batch_size,
         "precision": precision, "steps": plan.steps, "out_shape": list(plan.out_shape),
         "round": init.info.get("round", 0) + 1 if isinstance(init, Posterior) else 0,
         "gradient_evaluations": [], "minibatch_noise": [], "sample_stats": [], "seconds": [], "diverged": [],
+        "best": [],
         "interrupted": False, "error": None,
     }  # fmt: skip
     train = (task.x, task.y) if task.x is not None and task.y is not None else None
@@ -199,15 +210,16 @@ def fit(
             starts = [froms[chain % len(froms)] for chain in numbers]
             for copy, stream in zip(copies, streams, strict=True):
                 copy.autocast = torch.bfloat16 if precision == "bf16" else None
-                if init == "fresh":
-                    with isolated(stream.fence):
-                        reset_parameters(copy)
+                if plan.initial is not None:
+                    initialise(copy, plan.initial, stream.fence)
             keeps = disk.keep(numbers) if disk is not None else [Kept() for _ in numbers]
             batches = [task.batches(plan.batch_size, order, stream.shuffle) for stream in streams]
             if vectorize:
                 return begin_together(method, copies, starts, plan, task, streams[0], bar, keeps, batches)
             run = method.start(copies[0], plan, streams[0], starts[0])
-            return Chain(numbers, run, plan, task, early_stopping, bar, keeps), batches[0]
+            return Chain(
+                numbers, run, plan, task, early_stopping, bar, keeps, GradientWatch(told, method.is_sampler)
+            ), batches[0]
 
         for numbers in [range(chains)] if vectorize else [[chain] for chain in range(chains)]:
             worker: Chain | None = None
@@ -242,6 +254,7 @@ def fit(
                     info["gradient_evaluations"].append(worker.state.gradient_evaluations)
                     info["minibatch_noise"].append(worker.state.minibatch_noise)
                     info["seconds"].append(seconds)
+                info["best"] += [worker.best] if worker.best is not None else []
                 info["diverged"] += [{"chain": chain, "step": worker.diverged_at} for chain in worker.diverged]
             if disk is not None and sources and len(sources) < chains:
                 _write(disk.whole, info)
@@ -287,7 +300,7 @@ def _stopped(error: BaseException, worker: Chain | None, whole: int) -> str:
     return f"Stopped in chain {whole} at step {step} with {kept} draws kept{beside}: {first_line(error)}"
 
 
-def _check_vectorizes(method: Method, model: BayesianModel, task: Task, early_stopping: int | None) -> None:
+def _check_vectorizes(method: Method, model: BayesianModel, task: Task, early_stopping: EarlyStopping | None) -> None:
     """Refuse what is of one chain alone."""
     name = type(method).__name__
     for hinders, what in (
@@ -352,7 +365,13 @@ def _method(method: Method | type[Method] | str | None) -> Method:
 
 
 def _plan(
-    method: Method, task: Task, batch_size: int | None, epochs: int | None, chains: int, order: Order, fresh: bool
+    method: Method,
+    task: Task,
+    batch_size: int | None,
+    epochs: int | None,
+    chains: int,
+    order: Order,
+    initial: Initial | None,
 ) -> Plan:
     if (method.access == "full" or method.full_passes) and task.loader is not None:
         raise ValueError(f"Expected data in memory for {type(method).__name__}, which needs all rows, got a loader.")
@@ -372,17 +391,17 @@ def _plan(
         epochs = max(1, round(method.default_steps / steps))
     epochs = at_least("epochs", epochs, 1)
     about: dict[str, Any] = {"independent": order == "iid", "short_last": task.loader is not None}
-    about |= {"out_shape": task.out_shape}
-    return Plan(task.num_data, size, epochs, steps, chains, task.random_net, fresh, **about)
+    about |= {"out_shape": task.out_shape, "initial": initial}
+    return Plan(task.num_data, size, epochs, steps, chains, task.random_net, **about)
 
 
-def _warn_if_alike(model: BayesianModel, seed: int) -> None:
+def _warn_if_alike(model: BayesianModel, plan: Plan, seed: int) -> None:
     """Say which weights every chain starts from alike: no module resets them."""
     fresh = []
     for chain in (0, 1):
         copy = model.copy()
-        with isolated(Streams(seed, chain, next(model.parameters()).device).fence):
-            reset_parameters(copy)
+        assert plan.initial is not None
+        initialise(copy, plan.initial, Streams(seed, chain, next(model.parameters()).device).fence)
         fresh.append(dict(copy.net.named_parameters()))
     alike = [
         name

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bayesnn.data.dataset import all_finite, as_inputs
 from bayesnn.errors import at_least, first_line
+from bayesnn.history import History
 from bayesnn.model import BayesianModel, State
 from bayesnn.predictive import Predictive
 from bayesnn.priors import Independent
@@ -32,8 +33,9 @@ class Posterior:
     ----------
     sources : one source of draws a chain.
     history : a row (dict) for each epoch of each chain: chain, epoch, loss (mean minibatch negative log likelihood,
-        nats; of standardised targets, in whose own units ``train_nll`` is), lr, seconds, and validation metrics where
-        there was a validation part.
+        nats; of standardised targets, in whose own units ``train_nll`` is), lr, seconds, validation metrics where
+        there was a validation part, and in some rows ``gradient_norm/LAYER`` of each layer, the norm of the gradient of
+        the mean negative log likelihood. ``print(history)`` is a table, ``history.to_csv("file")`` all of it.
     info : method and its options, seed, budget, gradient evaluations, seconds, and chains that were cut short.
     num_data : N, rows of the training part.
     target : affine map of standardised targets, or None.
@@ -52,7 +54,7 @@ class Posterior:
     ) -> None:
         self.model = model.copy().eval()
         self.sources, self.num_data, self.target, self.train = sources, num_data, target, train
-        self.history = history if history is not None else []
+        self.history = history if isinstance(history, History) else History(history or [])
         self.info = info if info is not None else {}
 
     @property

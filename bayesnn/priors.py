@@ -84,7 +84,7 @@ class Normal(Prior):
         )
 
 
-def _fans(parameter: Tensor, module: nn.Module) -> tuple[float, float]:
+def fans(parameter: Tensor, module: nn.Module) -> tuple[float, float]:
     """(fan_in, fan_out) of a weight with at least two axes: inputs and outputs that one unit is wired to."""
     receptive = math.prod(parameter.shape[2:])
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
@@ -95,7 +95,7 @@ def _fans(parameter: Tensor, module: nn.Module) -> tuple[float, float]:
 
 
 # Every output of these is wired to one weight of a kind, whatever the number of axes: there is no fan-in to scale by.
-_NO_FAN = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+NO_FAN = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 _LAYER_VARIANCE: dict[str, Callable[[float, float], float]] = {
     "fan-in": lambda fan_in, fan_out: 1.0 / fan_in,
@@ -124,10 +124,10 @@ class Layerwise(Prior):
         positive("bias_scale", self.bias_scale)
 
     def distribution(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
-        if parameter.dim() < 2 or isinstance(module, _NO_FAN):
+        if parameter.dim() < 2 or isinstance(module, NO_FAN):
             scale = self.bias_scale
         else:
-            scale = self.gain * math.sqrt(_LAYER_VARIANCE[self.rule](*_fans(parameter, module)))
+            scale = self.gain * math.sqrt(_LAYER_VARIANCE[self.rule](*fans(parameter, module)))
         return over(dist.Normal(_scalar(0.0, parameter), _scalar(scale, parameter), validate_args=False), parameter)
 
 

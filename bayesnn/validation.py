@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bayesnn.model import BayesianModel, State
 from bayesnn.predictive import Predictive
 
+if TYPE_CHECKING:
+    from bayesnn.stopping import EarlyStopping
 
-def score(model: BayesianModel, states: Sequence[State], validation: Any, target: Any) -> dict[str, float]:
-    """Negative log likelihood (nats), and accuracy or RMSE, of the mixture of ``states`` on validation data."""
+
+def score(
+    model: BayesianModel, states: Sequence[State], validation: Any, target: Any, stopping: EarlyStopping | None = None
+) -> dict[str, float]:
+    """Negative log likelihood (nats), and accuracy or RMSE, of the mixture of ``states`` on validation data.
+
+    And what early stopping goes by.
+    """
     model = model.copy().eval()  # draws are written into it
     model.autocast = None
     predictive = Predictive(model, [partial(iter, states)], [len(states)], validation.x, target)
@@ -25,4 +33,6 @@ def score(model: BayesianModel, states: Sequence[State], validation: Any, target
     else:
         with suppress(ValueError):  # a distribution without a mean (Student's t with df <= 1) has no such error
             row["val_rmse"] = float((predictive.mean - y).square().mean().sqrt())
+    if stopping is not None and stopping.column not in row:
+        row[stopping.column] = stopping.measure(predictive, y)
     return row

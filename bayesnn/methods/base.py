@@ -11,7 +11,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, PolynomialLR
 
 from bayesnn.errors import unknown
+from bayesnn.initial import Initial
 from bayesnn.methods.compiled import CompiledLoss
 from bayesnn.model import BayesianModel, State
 
@@ -69,7 +70,8 @@ class Plan:
     epochs, steps_per_epoch : the budget.
     chains : number of chains.
     random_net : whether the net in train mode draws random numbers of its own (dropout, wherever it is called).
-    fresh : whether the chains start from fresh initial weights.
+    initial : rule of the fresh weights that the chains start from, see :func:`bayesnn.initial.initialise`; None where
+        they go on from others.
     independent : whether rows are drawn with replacement, ``order="iid"``: a batch of N rows is then not all of them.
     short_last : whether the last minibatch of an epoch is what the others have left, as a loader's is.
     compile : whether the gradient is compiled.
@@ -82,11 +84,11 @@ class Plan:
     steps_per_epoch: int
     chains: int
     random_net: bool = False
-    fresh: bool = False
     independent: bool = False
     short_last: bool = False
     compile: bool = False
     out_shape: tuple[int, ...] = ()
+    initial: Initial | None = None
 
     @property
     def steps(self) -> int:
@@ -103,6 +105,11 @@ class Plan:
         rest = self.num_data - (whole := self.steps_per_epoch - 1) * self.batch_size
         short = 0 < rest < self.batch_size  # else the loader drops it, or tells of another epoch
         return (whole + 1) / (whole / self.batch_size + 1 / rest) if short else self.batch_size
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the chains start from fresh initial weights."""
+        return self.initial is not None
 
     @property
     def unseen(self) -> float:
@@ -132,6 +139,15 @@ class Method(ABC):
     infers_precisions: ClassVar[bool] = False
     weighs_rows: ClassVar[bool] = True
     schedule: Schedule = "constant"
+
+    def __new__(cls, *values: Any, **options: Any) -> Self:
+        """Say why a sampler does not clip: Python itself would say no more than that it knows no such option."""
+        if cls.is_sampler and "clip_grad_norm" in options:
+            raise ValueError(
+                f"Expected no clip_grad_norm for {cls.__name__}, got {options['clip_grad_norm']!r}: a chain of clipped "
+                "drift has another stationary law; lower lr, or start from a fit of MAP(clip_grad_norm=), init=."
+            )
+        return super().__new__(cls)
 
     @property
     def compiles(self) -> bool:
@@ -235,6 +251,10 @@ class Run(ABC):
     @abstractmethod
     def snapshot(self) -> list[State]:
         """States whose mixture is the present answer: for validation, and for what an interrupted run returns."""
+
+    def weights(self) -> State:
+        """Weights at which to look at gradients: one state of the present answer, at no cost to the run's streams."""
+        return self.snapshot()[0]
 
     def finish(self, batches: Batches | Loader) -> Source | None:
         """The distribution that the run ends in, or None when the draws kept are the result.
@@ -353,21 +373,3 @@ def refuse_running_statistics(model: BayesianModel, method: Method) -> None:
             f"Expected a net without running statistics for {type(method).__name__}, got {name!r}: they belong to no "
             "draw of the weights; use GroupNorm or LayerNorm, or SGLD, which re-estimates them."
         )
-
-
-def reset_parameters(model: BayesianModel) -> None:
-    """Draw fresh initial values as torch's own layers do; what no module resets stays as it is.
-
-    Frozen parameters keep their values: they are constants of the model.
-
-    Takes random numbers from torch's global generator: call it inside :func:`bayesnn.rng.isolated`.
-    """
-    frozen = [(p, p.detach().clone()) for p in model.parameters() if not p.requires_grad]
-    # Children first: a parent that initialises its children in its own way has the last word.
-    for module in reversed(list(model.modules())):
-        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-        if callable(reset):
-            reset()
-    with torch.no_grad():
-        for p, value in frozen:
-            p.copy_(value)

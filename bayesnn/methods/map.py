@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from bayesnn.errors import positive, unknown
+from bayesnn.errors import positive
 from bayesnn.methods.base import (
-    Method,
     Plan,
     Run,
     Schedule,
@@ -20,24 +18,14 @@ from bayesnn.methods.base import (
     parameter_groups,
     prior_terms,
 )
+from bayesnn.methods.descent import Descending, Descent
 from bayesnn.model import BayesianModel, State
 from bayesnn.rng import Streams
 from bayesnn.source import Draws, Source
 
-# All of them add weight decay to the gradient, as a Normal prior's is, and go through the weights one by one.
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "sgd": torch.optim.SGD,
-    "rmsprop": torch.optim.RMSprop,
-    "adagrad": torch.optim.Adagrad,
-    "adadelta": torch.optim.Adadelta,
-    "adamax": torch.optim.Adamax,
-    "nadam": torch.optim.NAdam,
-}
-
 
 @dataclass(frozen=True)
-class MAP(Method):
+class MAP(Descending):
     """Minimise -log p(w, D) / N = mean_i -log p(y_i | x_i, w) - log p(w) / N.
 
     ``fit(..., method=MAP(), chains=5)`` is a deep ensemble of five (Lakshminarayanan et al. 2017, without adversarial
@@ -52,33 +40,25 @@ class MAP(Method):
     momentum : of SGD.
     schedule : ``"constant"``, ``"cosine"``, ``"linear"``, ``"sqrt"``, or a factory
         ``(optimizer, steps) -> LRScheduler``.
+    clip_grad_norm : C: where the gradient of U / N = -log p(w, D) / N, the prior's part included, has a norm over all
+        weights of more than C, it is scaled to C (``torch.nn.utils.clip_grad_norm_``). The share of such steps is
+        ``clipped`` in the history: minibatch gradients that are clipped to the end move the optimum. None: never.
     """
 
     compiles = True
 
     @property
     def vectorizes(self) -> bool:
-        """An optimizer of the user's own may join the weights of a tensor."""
-        return isinstance(self.optimizer, str)
+        """An optimizer of the user's own may join the weights of a tensor, and the norm of a gradient joins all."""
+        return isinstance(self.optimizer, str) and self.clip_grad_norm is None
 
     lr: float = 1e-3
-    optimizer: str | type[torch.optim.Optimizer] = "adam"
-    momentum: float = 0.9
     schedule: Schedule = "cosine"
 
     def __post_init__(self) -> None:
         positive("lr", self.lr)
         check_schedule(self.schedule)
-        if isinstance(self.optimizer, str) and self.optimizer not in OPTIMIZERS:
-            raise unknown("optimizer", self.optimizer, OPTIMIZERS)
-
-    def make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """The optimizer over ``groups``; unknown keys of a group stay with it, as torch does."""
-        own: dict[str, dict[str, Any]] = {"adam": {"fused": True}, "sgd": {"momentum": self.momentum}}
-        options = own.get(self.optimizer, {}) if isinstance(self.optimizer, str) else {}
-        make: Any = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
-        made: torch.optim.Optimizer = make(groups, lr=self.lr, **options)
-        return made
+        self.check_descent()
 
     def start(self, model: BayesianModel, plan: Plan, streams: Streams, init: Source | None = None) -> Run:
         return MAPRun(self, model, plan, streams, init)
@@ -92,21 +72,29 @@ class MAPRun(Run):
         if init is not None:
             model.load_state(init.last())
         # A Normal prior enters as L2 weight decay, added to the gradient. What a user's own optimizer makes of weight
-        # decay is not known (AdamW's moves the mode): there the prior is part of the loss.
-        groups, others = parameter_groups(model, plan.num_data, decay=isinstance(method.optimizer, str))
+        # decay is not known (AdamW's moves the mode), and what is clipped has to be the whole gradient: there the prior
+        # is part of the loss.
+        decay = isinstance(method.optimizer, str) and method.clip_grad_norm is None
+        groups, others = parameter_groups(model, plan.num_data, decay)
         self._others = prior_terms(model, others)
-        self._optimizer = method.make_optimizer(groups)
+        self._descent = Descent(method, groups, method.lr)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._bayesian = list(model.bayesian_parameters().values())
-        self.optimizers = [self._optimizer]
+        self.optimizers = [self._descent.optimizer]
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         clear_gradients(self._parameters)
         nll = self.backward(x, y, self._others)
         fill_gradients(self._bayesian)
-        self._optimizer.step()
+        self._descent.step()
         self.gradient_evaluations += 1
         return nll
+
+    def end_epoch(self) -> dict[str, float]:
+        return self._descent.end_epoch()
+
+    def weights(self) -> State:
+        return self.model.state()
 
     def snapshot(self) -> list[State]:
         return [self.model.state()]

@@ -243,6 +243,9 @@ class SamplerRun(Run):
         measure = getattr(self._sampler, "kinetic_temperature", None)
         return {"kinetic_temperature": measure()} if measure is not None and self._step > self._warm_steps else {}
 
+    def weights(self) -> State:
+        return self.model.state()
+
     def snapshot(self) -> list[State]:
         if self._has_statistics:
             estimate_statistics(self.model, [x for x, _ in self._some])

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from bayesnn.errors import at_least, positive
+from bayesnn.initial import initialise
 from bayesnn.methods.base import (
-    Method,
     Plan,
     Run,
     Schedule,
@@ -21,19 +21,19 @@ from bayesnn.methods.base import (
     clear_gradients,
     prior_loss,
     prior_terms,
-    reset_parameters,
 )
+from bayesnn.methods.descent import Descending, Descent
 from bayesnn.methods.flat import FlatWeights, normal_priors
 from bayesnn.methods.variational import refuse_variational
 from bayesnn.model import BayesianModel, State
-from bayesnn.rng import Streams, isolated
+from bayesnn.rng import Streams
 from bayesnn.source import Draws, Source
 
 JITTER = 1e-2  # standard deviation of what sets particles apart that would start alike
 
 
 @dataclass(frozen=True)
-class SVGD(Method):
+class SVGD(Descending):
     """P particles w_1, ..., w_P, moved along the direction that lowers KL(particles || posterior) fastest.
 
     Among the functions of an RBF kernel's space that direction is, with all weights of a net in one vector,
@@ -42,8 +42,8 @@ class SVGD(Method):
                  = 1/P sum_j k_ji (grad log p(w_j, D) + (2 / b) (w_i - w_j)) / N
         k_ji     = exp(-|w_j - w_i|^2 / b),    b = median over pairs of |w_j - w_i|^2 / log P
 
-    and Adam takes -phi for its gradient. The first term drives every particle uphill, the second apart. One particle
-    has k = 1 and no other: it is :class:`bayesnn.MAP`. The bandwidth b follows the particles at every step.
+    and the optimizer takes -phi for its gradient. The first term drives every particle uphill, the second apart. One
+    particle has k = 1 and no other: it is :class:`bayesnn.MAP`. The bandwidth b follows the particles at every step.
 
     All particles are one chain, of ``particles`` draws; ``chains=`` gives independent sets of them. Parameters without
     a prior are shared by the particles and go down their mean gradient.
@@ -51,8 +51,9 @@ class SVGD(Method):
     Parameters
     ----------
     particles : P.
-    lr : Adam's learning rate.
-    schedule : of the learning rate, see :class:`bayesnn.MAP`.
+    lr : learning rate of ``optimizer``, Adam by default; the paper took Adagrad.
+    schedule, optimizer, momentum : as of :class:`bayesnn.MAP`.
+    clip_grad_norm : the most that the norm of -phi, over all particles together, may be.
 
     Notes
     -----
@@ -76,6 +77,7 @@ class SVGD(Method):
         at_least("particles", self.particles, 1)
         positive("lr", self.lr)
         check_schedule(self.schedule)
+        self.check_descent()
 
     def check(self, model: BayesianModel, plan: Plan) -> None:
         refuse_variational(model, plan, self)
@@ -132,8 +134,8 @@ class _SVGDRun(Run):
         parameters = dict(model.named_parameters())
         self._free = [parameters[name] for name in model.deterministic]
         self._particles.grad = torch.zeros_like(self._particles)
-        self._optimizer = torch.optim.Adam([self._particles, *self._free], lr=method.lr, fused=True)
-        self.optimizers = [self._optimizer]
+        self._descent = Descent(method, [{"params": [self._particles, *self._free]}], method.lr)
+        self.optimizers = [self._descent.optimizer]
         self._loss = _Loss(model, others, plan.num_data)
         convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.net.modules())
         self._at_once = method.particles > 1 and not convolves
@@ -147,9 +149,8 @@ class _SVGDRun(Run):
         for k in range(count):
             if states:
                 self.model.load_state(states[k % len(states)])
-            elif k > 0 and self.plan.fresh:
-                with isolated(self.streams.fence):
-                    reset_parameters(self.model)
+            elif k > 0 and self.plan.initial is not None:
+                initialise(self.model, self.plan.initial, self.streams.fence)
             w = self._weights.vector.clone()
             yield w if k == 0 else w + JITTER * torch.empty_like(w).normal_(generator=self.streams.noise)
 
@@ -164,7 +165,7 @@ class _SVGDRun(Run):
                 p.grad /= len(w)
         slope.addcmul_(w - self._loc, self._precision, value=1 / N)
         slope.copy_(stein_direction(w, slope, N))
-        self._optimizer.step()
+        self._descent.step()
         self.gradient_evaluations += len(w)
         return losses.mean()
 
@@ -201,6 +202,9 @@ class _SVGDRun(Run):
             row.copy_(self._weights.gradient(out=None))
             nlls.append(nll.detach())
         return torch.stack(nlls)
+
+    def end_epoch(self) -> dict[str, float]:
+        return self._descent.end_epoch()
 
     def snapshot(self) -> list[State]:
         state = self.model.state()

@@ -133,7 +133,7 @@ class _SWAGRun(MAPRun):
         self._weights = FlatWeights({name: p for name, p in model.named_parameters() if p.requires_grad})
         super().__init__(MAP(lr=method.warm_up_lr), model, plan, streams, init)
         self._method = method
-        self._climber = self._optimizer
+        self._climber = self._descent.optimizer
         groups, _ = parameter_groups(model, plan.num_data)
         start_lr = method.lr if method.lr is not None else (1 - method.momentum) * LR_MOST
         self._sgd = torch.optim.SGD(groups, lr=start_lr, momentum=method.momentum)
@@ -168,8 +168,8 @@ class _SWAGRun(MAPRun):
             share = self._step / self._warm_steps
             for group in self._climber.param_groups:
                 group["lr"] = self._method.warm_up_lr * 0.5 * (1 + math.cos(math.pi * share))
-        elif self._optimizer is self._climber:
-            self._optimizer = self._sgd
+        elif self._descent.optimizer is self._climber:
+            self._descent.optimizer = self._sgd
             if self._method.lr is None:
                 self._set_lr()
         nll = super().step(x, y)
@@ -241,7 +241,7 @@ class _SWAGRun(MAPRun):
         return {
             **super().state_dict(),
             "climber": copy.deepcopy(self._climber.state_dict()),
-            "climbing": self._optimizer is self._climber,
+            "climbing": self._descent.optimizer is self._climber,
             "step": self._step,
             "count": self._count,
             **copy.deepcopy(moments),
@@ -250,7 +250,7 @@ class _SWAGRun(MAPRun):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._climber.load_state_dict(state["climber"])
-        self._optimizer = self._climber if state["climbing"] else self._sgd
+        self._descent.optimizer = self._climber if state["climbing"] else self._sgd
         self._step, self._count = state["step"], state["count"]
         self._mean.copy_(state["mean"])
         self._squares.copy_(state["squares"])

@@ -24,6 +24,7 @@ from bayesnn.methods.base import (
     refuse_dropout,
     refuse_running_statistics,
 )
+from bayesnn.methods.descent import Descending, Descent
 from bayesnn.methods.flat import FlatWeights, normal_priors
 from bayesnn.methods.gibbs import sample_precision
 from bayesnn.model import BayesianModel, State
@@ -34,17 +35,19 @@ VALIDATION_DRAWS = 8
 
 
 @dataclass(frozen=True)
-class Variational(Method):
+class Variational(Descending):
     """The options of every family whose evidence lower bound is maximised with written-out gradients.
 
     Parameters
     ----------
-    lr : Adam's learning rate.
+    lr : learning rate of ``optimizer``, Adam by default.
     initial_sd : standard deviation of each weight at the start.
     mc_samples : weight samples a step, averaged.
     kl_weight : weight of the KL; 1 is Bayes, anything else is not the posterior.
     schedule : of the learning rate, see :class:`bayesnn.MAP`.
     kl_warm_up : share of the steps over which the KL's weight rises linearly from 0 to ``kl_weight``.
+    optimizer, momentum : as of :class:`bayesnn.MAP`.
+    clip_grad_norm : the most that the norm of the gradient of -ELBO / N, over all parameters of q together, may be.
     """
 
     default_steps: ClassVar[int] = 20000  # near the 24,000 of a sampler's four chains
@@ -69,6 +72,7 @@ class Variational(Method):
             raise ValueError(f"Expected kl_weight >= 0 and finite, got {self.kl_weight!r}: 1 is Bayes.")
         check_schedule(self.schedule)
         fraction("kl_warm_up", self.kl_warm_up)
+        self.check_descent()
 
     def check(self, model: BayesianModel, plan: Plan) -> None:
         refuse_variational(model, plan, self)
@@ -118,8 +122,9 @@ class VariationalRun(Run):
         parameters = dict(model.named_parameters())
         self._free = [parameters[name] for name in model.deterministic]
         self._grad = torch.empty_like(self._mu) if method.mc_samples > 1 else None
-        self._optimizer = torch.optim.Adam([self._mu, self._rho, *self._shape, *self._free], lr=method.lr, fused=True)
-        self.optimizers = [self._optimizer]
+        tensors = [self._mu, self._rho, *self._shape, *self._free]
+        self._descent = Descent(method, [{"params": tensors}], method.lr)
+        self.optimizers = [self._descent.optimizer]
         self._steps = 0
 
     def _make_shape(self, init: Source | None) -> Sequence[Tensor]:
@@ -185,7 +190,7 @@ class VariationalRun(Run):
         torch.exp(self._rho, out=self._sigma)
         nll = self._expected(x, y, kl_weight, mu_grad, rho_grad)
         self._add_kl(kl_weight / self.plan.num_data, mu_grad, rho_grad)
-        self._optimizer.step()
+        self._descent.step()
         self._steps += 1
         self.gradient_evaluations += self._options.mc_samples
         return nll
@@ -239,12 +244,16 @@ class VariationalRun(Run):
 
     def end_epoch(self) -> dict[str, float]:
         with torch.no_grad():
-            return {"kl": self.kl()}
+            return {"kl": self.kl(), **self._descent.end_epoch()}
 
     def snapshot(self) -> list[State]:
         # Fixed noise: the validation score of two epochs differs by the fit and not by the draws.
         generator = torch.Generator(device=self._mu.device).manual_seed(0)
         return list(self._source().states(VALIDATION_DRAWS, generator))
+
+    def weights(self) -> State:
+        generator = torch.Generator(device=self._mu.device).manual_seed(0)
+        return next(iter(self._source().states(1, generator)))
 
     def finish(self, batches: Any) -> Source:
         return self._source()

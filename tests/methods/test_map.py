@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import bayesnn as bnn
-from bayesnn.methods.map import OPTIMIZERS
+from bayesnn.methods.descent import OPTIMIZERS
 
 N, SCALE, NOISE = 40, 0.8, 0.5
 X = torch.randn(N, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

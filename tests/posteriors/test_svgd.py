@@ -180,7 +180,7 @@ def test_at_once_and_in_turn_are_one(prior: object) -> None:
     found = []
     for at_once in (True, False):
         model = bnn.BayesianModel(net, rule, bnn.likelihoods.Normal()).double()
-        run = bnn.SVGD(particles=4).start(model.copy(), Plan(30, 12, 10, 1, 1, fresh=False), Streams(0, 0))
+        run = bnn.SVGD(particles=4).start(model.copy(), Plan(30, 12, 10, 1, 1), Streams(0, 0))
         assert run._at_once
         run._at_once = at_once
         for _ in range(10):
