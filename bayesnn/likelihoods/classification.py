@@ -57,6 +57,10 @@ class Categorical(Likelihood):
             axes = f" in outputs (batch, {', '.join(map(str, (num_outputs, *pixels)))})" if pixels else ""
             cure = "flatten the inputs, or use Bernoulli()" if pixels else "or use Bernoulli()"
             raise ValueError(f"Expected a net with one output a class (>= 2), got {num_outputs}{axes}: {cure}.")
+        if not pixels and y.shape[1:] == (num_outputs,):
+            raise ValueError(
+                f"Expected one class a row, (batch,), got {tuple(y.shape)}: of one-hot rows use y.argmax(1)."
+            )
         y = shaped_targets("Categorical", y, 1, pixels).long()
         y = y.squeeze(1) if pixels else y
         if len(y) and (int(y.min()) < 0 or int(y.max()) >= num_outputs):
