@@ -79,6 +79,12 @@ class BayesianModel(nn.Module):
         super().__init__()
         if not isinstance(net, nn.Module):
             raise TypeError(f"Expected net to be a torch.nn.Module, got {type(net).__name__}: wrap it in one.")
+        for name, part in (
+            ("prior= to be an object", prior),
+            ("likelihood= to be one of bayesnn.likelihoods", likelihood),
+        ):
+            if isinstance(part, type):
+                raise TypeError(f"Expected {name}, got the class {part.__name__}: call it, {part.__name__}().")
         if not isinstance(likelihood, Likelihood):
             raise TypeError(f"Expected likelihood= to be one of bayesnn.likelihoods, got {likelihood!r}: say which.")
         if next(net.parameters(), None) is None:

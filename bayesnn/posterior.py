@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from bayesnn.data.dataset import all_finite, as_inputs
+from bayesnn.data.batches import Loader
+from bayesnn.data.dataset import Data, all_finite, as_inputs
 from bayesnn.errors import at_least, first_line
 from bayesnn.history import History
 from bayesnn.model import BayesianModel, State
@@ -260,6 +262,10 @@ class Posterior:
 
     def _inputs(self, x: Any) -> Tensor:
         reference = next(iter(self.model.parameters()))
+        if isinstance(x, (Data, Loader, DataLoader, Dataset)):
+            raise TypeError(
+                f"Expected inputs as a tensor or an array, got a {type(x).__name__}: pass its x, (batch, ...)."
+            )
         inputs = as_inputs(x)
         inputs = inputs.to(reference.dtype) if inputs.is_floating_point() else inputs
         if inputs.dim() == 0 or len(inputs) == 0:

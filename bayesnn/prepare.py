@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,9 @@ from bayesnn.data.weighted import WeightedBatches, row_probabilities
 from bayesnn.errors import first_line, is_real
 from bayesnn.model import BayesianModel
 from bayesnn.rng import generator, isolated
+
+MOST_SIZE = 50.0  # of targets in the units that the net sees, root mean square
+LEAST_SPREAD = 0.02  # standard deviation of targets, likewise
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,8 @@ def prepare(
         )
     if train.target is not None:  # in the data's own dtype: 1e9 + [0, 1] has two values in float64 and one in float32
         train = replace(train, y=train.target.forward(train.y))
+    elif model.likelihood.location_scale and train.y.is_floating_point():
+        _warn_of_units(train.y)
     device = next(iter(model.parameters())).device
     placed = _placed(train, model, device if fits(train.x, device) else train.x.device)
     x = placed.x
@@ -123,6 +129,21 @@ def prepare(
     return Task(
         x, y, None, held_out, train.target, len(train), outputs, random_net, device, row_shape=shape, probs=probs
     )
+
+
+def _warn_of_units(y: Tensor) -> None:
+    """Warn of targets that no function of the default prior reaches, or whose whole spread is noise to it.
+
+    Functions of an MLP under ``Layerwise(gain=3)`` have standard deviations of about 6.5 on standardised inputs.
+    """
+    spread, size = float(y.double().std(correction=0)), float(y.double().square().mean().sqrt())
+    if size > MOST_SIZE or 0 < spread < LEAST_SPREAD:
+        warnings.warn(
+            f"Expected targets of mean 0 and standard deviation 1 or near, as priors are made for them, got "
+            f"{float(y.double().mean()):.3g} and {spread:.3g}: pass bayesnn.data.standardize(data)[0], and predictions "
+            "come in the targets' own units all the same.",
+            stacklevel=4,
+        )
 
 
 def _checked_validation(model: BayesianModel, held_out: bd.Data, own_units: bool = False) -> bd.Data:

@@ -54,6 +54,26 @@ MISTAKES = {
         lambda: fit(data=(X[:, :1], Y)),
         r"Expected a net that takes inputs of shape \(batch, 1\).*got",
     ),
+    "one-hot classes": (
+        lambda: fit(classifier(), (X, nn.functional.one_hot(LABELS))),
+        r"Expected one class a row, \(batch,\), got \(20, 3\): of one-hot rows use y.argmax\(1\)",
+    ),
+    "the class of a prior": (
+        lambda: model_of(prior=bnn.priors.Normal),
+        r"Expected prior= to be an object, got the class Normal: call it, Normal\(\)",
+    ),
+    "the class of a likelihood": (
+        lambda: model_of(likelihood=likelihoods.Normal),
+        r"Expected likelihood= to be one of bayesnn.likelihoods, got the class Normal: call it, Normal\(\)",
+    ),
+    "a loader to predict": (
+        lambda: fit().predict(DataLoader(TensorDataset(X, Y))),
+        "Expected inputs as a tensor or an array, got a DataLoader: pass its x",
+    ),
+    "pairs to standardize": (
+        lambda: bnn.data.standardize((X, Y)),
+        r"standardize: expected Data, got a tuple: make one with Data.of\(x, y\)",
+    ),
     "x as images": (lambda: fit(data=(torch.rand(N, 1, 4, 4), Y)), r"Expected a net .*got"),
     "x of integers": (
         lambda: fit(data=(X.long(), Y)),

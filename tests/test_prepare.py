@@ -157,3 +157,30 @@ def test_weights_that_lose_small_steps_are_refused(dtype):
         ValueError, match=f"Expected trainable parameters in float32 or float64, got 'weight' in {dtype}"
     ):
         bnn.BayesianModel(net, likelihood=bnn.likelihoods.Normal())
+
+
+class TestUnits:
+    """Targets far from the units of the prior are fitted to nonsense; standardize mends it."""
+
+    @pytest.mark.parametrize("y", [50_000 + 2_000 * Y, 1e-3 * Y], ids=["large", "small"])
+    def test_raw_targets_are_warned_of_and_standardised_ones_are_not(self, y, recwarn):
+        with pytest.warns(UserWarning, match=r"mean 0 and standard deviation 1 .* got .*standardize"):
+            prepared((X, y))
+        recwarn.clear()
+        prepared(standardize(Data.of(X, y))[0])
+        assert not recwarn.list
+
+    @pytest.mark.parametrize("y", [Y, 20 + 9 * Y, torch.full((N,), 3.0)], ids=["unit", "of some tens", "constant"])
+    def test_targets_within_reach_are_not(self, y, recwarn):
+        prepared((X, y))
+        assert not recwarn.list
+
+    def test_fit_points_at_the_caller(self):
+        with pytest.warns(UserWarning, match="standard deviation 1") as caught:
+            bnn.fit(model(), (X, 1e4 * Y), epochs=1, progress=False)
+        assert caught[0].filename == __file__
+
+    def test_counts_are_in_units_of_their_own(self, recwarn):
+        counts = bnn.BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Poisson())
+        prepare(counts, (X, torch.full((N,), 1000)), None, None, seed=0)
+        assert not recwarn.list

@@ -44,7 +44,7 @@ _HELP = "\n\n\b\nPictures, and the runs that have them:\n" + "\n".join(
 
 def plot(
     run: Annotated[Path, typer.Argument(help="Folder that `bayesnn fit` wrote.")],
-    picture: Annotated[str, typer.Argument(help="One of those below.")],
+    picture: Annotated[str, typer.Argument(help="One of those above.")],
     out: Annotated[Path, typer.Option(help="Picture: .png, .pdf or .svg.", metavar="FILE")],
     seed: Annotated[int, typer.Option(help="Of the samples of a distribution.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: the GPU where there is one.")] = "cpu",

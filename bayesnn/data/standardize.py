@@ -162,8 +162,11 @@ def standardize(train: Data, *others: Data) -> tuple[Data, ...]:
     ValueError
         If one of them is standardised already, or its inputs have another shape than the training part's.
     TypeError
-        If ``x`` is not floating.
+        If ``x`` is not floating, or one of the parts is no ``Data``.
     """
+    for data in (train, *others):
+        if not hasattr(data, "in_shape"):
+            raise TypeError(f"standardize: expected Data, got a {type(data).__name__}: make one with Data.of(x, y)")
     inputs = Standardize.fit(train.x)
     target = Standardize.fit(train.y) if train.y.is_floating_point() else None
     return tuple(apply_standardize(data, inputs, target, train.in_shape) for data in (train, *others))

@@ -155,6 +155,10 @@ class Categorical(Likelihood):
             )
         if soft:
             return soft_labels(y)
+        if not pixels and y.shape[1:] == (num_outputs,):
+            raise ValueError(
+                f"Expected one class a row, (batch,), got {tuple(y.shape)}: of one-hot rows use y.argmax(1)."
+            )
         y = shaped_targets("Categorical", y, 1, pixels).long()
         y = y.squeeze(1) if pixels else y
         if len(y) and (int(y.min()) < 0 or int(y.max()) >= num_outputs):
