@@ -376,6 +376,12 @@ def test_when_every_chain_diverges_the_error_names_the_step_and_the_lr(method):
     assert str(method.lr) in str(error.value)
 
 
+@pytest.fixture(autouse=True)
+def _no_looks(monkeypatch):
+    """Passes are counted over all copies of a net, and a look at its gradients is one beside the steps."""
+    monkeypatch.setattr("bayesnn.gradients.GradientWatch.look", lambda *_: {})
+
+
 class Interrupts(nn.Module):
     """Presses Ctrl-C in the middle of training step number ``at``, counted from 1 over all copies of the net."""
 
