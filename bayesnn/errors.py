@@ -34,6 +34,13 @@ def positive(name: str, value: Any) -> float:
     return float(value)
 
 
+def not_negative(name: str, value: Any, hint: str = "give a non-negative number") -> float:
+    """``value`` if it is a finite number >= 0, else a ValueError that names it."""
+    if not is_real(value) or not 0 <= value < float("inf"):
+        raise ValueError(f"Expected {name} >= 0 and finite, got {value!r}: {hint}.")
+    return float(value)
+
+
 def fraction(name: str, value: Any, hint: str = "it is a share, not a count") -> float:
     """``value`` if it lies in [0, 1), else a ValueError that names it."""
     if not is_real(value) or not 0 <= value < 1:

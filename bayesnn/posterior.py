@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bayesnn.data.batches import Loader
 from bayesnn.data.dataset import Data, all_finite, as_inputs
-from bayesnn.errors import at_least, first_line
+from bayesnn.errors import at_least, first_line, not_negative
 from bayesnn.history import History
 from bayesnn.model import BayesianModel, State
 from bayesnn.predictive import Predictive
@@ -189,8 +189,7 @@ class Posterior:
         ------
         ValueError : drift < 0; weights without a spread (a point estimate has none) and no drift.
         """
-        if not 0 <= drift < float("inf"):
-            raise ValueError(f"Expected drift >= 0 and finite, got {drift!r}: 0 is a law that does not change.")
+        not_negative("drift", drift, "0 is a law that does not change")
         names = list(self.model.log_priors)
         if self.num_chains == 1 and isinstance(self.sources[0], NormalSource):
             source = self.sources[0]

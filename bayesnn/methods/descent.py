@@ -45,7 +45,8 @@ class Descending(Method):
 
     def check_descent(self) -> None:
         """Raise ValueError where an option cannot be."""
-        if isinstance(self.optimizer, str) and self.optimizer not in OPTIMIZERS:
+        own = isinstance(self.optimizer, type) and issubclass(self.optimizer, torch.optim.Optimizer)
+        if not own and (not isinstance(self.optimizer, str) or self.optimizer not in OPTIMIZERS):
             raise unknown("optimizer", self.optimizer, OPTIMIZERS)
         fraction("momentum", self.momentum, "it is SGD's memory of the gradient")
         if self.clip_grad_norm is not None:

@@ -101,6 +101,11 @@ class MCLMC(FullBatchMethod):
         super().check(model, plan)
         if model.num_weights() < 2:
             raise ValueError("Expected at least 2 weights for MCLMC, whose speed is constant, got 1: use NUTS.")
+        if self.unkept_steps(plan.steps) - int(self.warm_up * plan.steps) < 3:
+            raise ValueError(
+                f"Expected a burn_in that leaves steps after the warm-up for the tuning of MCLMC, got {self.burn_in!r} "
+                f"and warm_up={self.warm_up!r} of {plan.steps} steps: raise burn_in, or lower warm_up."
+            )
 
     def start(self, model: BayesianModel, plan: Plan, streams: Streams, init: Source | None = None) -> Run:
         return _MCLMCRun(self, model, plan, streams, init)

@@ -63,7 +63,7 @@ class MeanFieldVI(Variational):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.estimator not in ESTIMATORS:
+        if self.estimator not in tuple(ESTIMATORS):  # a list has no place in a dict, and would raise of itself
             raise unknown("estimator", self.estimator, ESTIMATORS)
         if self.moped is not None:
             positive("moped", self.moped)

@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler
 
-from bayesnn.errors import at_least, fraction, positive, unknown
+from bayesnn.errors import at_least, fraction, not_negative, positive, unknown
 from bayesnn.methods.base import Method, Plan, Run, Schedule, check_schedule, evenly, refuse_dropout
 from bayesnn.methods.gibbs import check_gibbs_noise
 from bayesnn.methods.sampler_run import SamplerRun
@@ -93,10 +93,7 @@ class SamplerMethod(Method):
             raise ValueError(
                 f"Expected lr= with {'schedule' if changing else 'cycles'}, got none: a schedule scales a given step."
             )
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(
-                f"Expected temperature >= 0 and finite, got {self.temperature!r}: 1 is the Bayes posterior."
-            )
+        not_negative("temperature", self.temperature, "1 is the Bayes posterior")
         for name in ("burn_in", "warm_up", "exploration"):
             fraction(name, getattr(self, name))
         at_least("draws", self.draws, 1)
@@ -135,11 +132,15 @@ class SamplerMethod(Method):
     def make_schedule(self, optimizer: Optimizer, steps: int) -> LRScheduler | None:
         if self.cycles is None:
             return super().make_schedule(optimizer, steps)
-        return CosineAnnealingWarmRestarts(optimizer, T_0=max(1, math.ceil(steps / self.cycles)))
+        return CosineAnnealingWarmRestarts(optimizer, T_0=self._cycle(steps))
 
     def warm_steps(self, steps: int) -> int:
         """Steps of Adam at the start."""
         return math.ceil(self.warm_up * steps)
+
+    def _cycle(self, steps: int) -> int:
+        """Steps of one cycle of those that ``steps`` are divided into; a rest at the end begins another."""
+        return max(1, steps // (self.cycles or 1))
 
     def samples_at(self, step: int, warm_steps: int, steps: int) -> bool:
         """Whether step number ``step`` (from 1) is one at temperature T and not the exploration of a cycle."""
@@ -147,11 +148,11 @@ class SamplerMethod(Method):
             return False
         if self.cycles is None:
             return True
-        length = max(1, math.ceil((steps - warm_steps) / self.cycles))
+        length = self._cycle(steps - warm_steps)
         return (step - warm_steps - 1) % length >= self.exploration * length
 
     def kept_steps(self, steps: int, warm_steps: int | None = None) -> Sequence[int]:
-        """Numbers (from 1) of the steps after which a draw is kept, evenly spaced; the last is always one of them."""
+        """Numbers (from 1) of the steps after which a draw is kept, evenly spaced; the last that may be is one."""
         warm = self.warm_steps(steps) if warm_steps is None else warm_steps
         first = max(math.ceil(self.burn_in * steps), warm)
         room: Sequence[int] = range(first + 1, steps + 1)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bayesnn.errors import at_least, fraction, positive
+from bayesnn.errors import at_least, fraction, not_negative, positive
 from bayesnn.methods.base import (
     Method,
     Plan,
@@ -68,8 +68,7 @@ class Variational(Descending):
         positive("lr", self.lr)
         positive("initial_sd", self.initial_sd)
         at_least("mc_samples", self.mc_samples, 1)
-        if not 0 <= self.kl_weight < math.inf:
-            raise ValueError(f"Expected kl_weight >= 0 and finite, got {self.kl_weight!r}: 1 is Bayes.")
+        not_negative("kl_weight", self.kl_weight, "1 is Bayes")
         check_schedule(self.schedule)
         fraction("kl_warm_up", self.kl_warm_up)
         self.check_descent()

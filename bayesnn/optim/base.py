@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bayesnn.errors import at_least, positive
+from bayesnn.errors import at_least, not_negative, positive
 
 
 class Sampler(Optimizer):
@@ -35,10 +34,7 @@ class Sampler(Optimizer):
         positive("lr", defaults["lr"])
         at_least("num_data", defaults["num_data"], 1)
         for name in ("temperature", "weight_decay"):
-            if not 0 <= defaults[name] < math.inf:
-                raise ValueError(
-                    f"Expected {name} >= 0 and finite, got {defaults[name]!r}: give a non-negative number."
-                )
+            not_negative(name, defaults[name])
         super().__init__(params, defaults)
         self._generator = generator
         self._noise: dict[int, tuple[Tensor, list[Tensor]]] = {}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bayesnn.errors import at_least, fraction, is_real, positive
+from bayesnn.errors import at_least, fraction, is_real, not_negative, positive
 
 
 class IVON(Optimizer):
@@ -85,10 +85,7 @@ class IVON(Optimizer):
         positive("hess_init", hess_init)
         fraction("beta1", beta1, "it is the memory of the gradient")
         fraction("beta2", beta2, "it is the memory of the curvature")
-        if not is_real(weight_decay) or not 0 <= weight_decay < math.inf:
-            raise ValueError(
-                f"Expected weight_decay >= 0 and finite, got {weight_decay!r}: give a non-negative number."
-            )
+        not_negative("weight_decay", weight_decay)
         if not is_real(clip_radius) or not clip_radius > 0:
             raise ValueError(f"Expected clip_radius > 0, got {clip_radius!r}: inf clips nothing.")
         self._generator, self._samples = generator, 0
