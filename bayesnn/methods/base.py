@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, P
 from bayesnn.errors import unknown
 from bayesnn.methods.compiled import CompiledLoss
 from bayesnn.model import BayesianModel, State
+from bayesnn.nets._parts import frozen_modules
 
 if TYPE_CHECKING:
     from bayesnn.data.batches import Batches, Loader
@@ -341,11 +342,14 @@ def refuse_running_statistics(model: BayesianModel, method: Method) -> None:
 def reset_parameters(model: BayesianModel) -> None:
     """Draw fresh initial values as torch's own layers do; what no module resets stays as it is.
 
-    Frozen parameters keep their values: they are constants of the model.
+    Frozen parameters, and the buffers of parts that are frozen as a whole, keep their values: they are constants of the
+    model.
 
     Takes random numbers from torch's global generator: call it inside :func:`bayesnn.rng.isolated`.
     """
-    frozen = [(p, p.detach().clone()) for p in model.parameters() if not p.requires_grad]
+    buffers = [buffer for module in frozen_modules(model.net) for buffer in module.buffers(recurse=False)]
+    constants = [*(p for p in model.parameters() if not p.requires_grad), *buffers]
+    frozen = [(p, p.detach().clone()) for p in constants]
     # Children first: a parent that initialises its children in its own way has the last word.
     for module in reversed(list(model.modules())):
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
