@@ -140,8 +140,8 @@ def _pooled_map(net: nn.Module, rows: Tensor, label: int, layer: str, head: str)
     f = outputs[layer][0][0]  # (channel, height, width)
     weight = net.get_submodule(head).weight
     assert isinstance(weight, Tensor)
-    total: Tensor = torch.einsum("k,khw->hw", weight[label], f)
-    return total / f.shape[1:].numel()
+    mean: Tensor = torch.einsum("k,khw->hw", weight[label], f) / f.shape[1:].numel()
+    return mean
 
 
 def _map(net: nn.Module, rows: Tensor, label: int, layer: str | None) -> Tensor:

@@ -1,3 +1,4 @@
+import os
 import re
 import runpy
 import sys
@@ -84,3 +85,15 @@ def test_rotated_digit_prints_the_entropies_and_draws_them(run, tmp_path):
     entropy = scope["posteriors"]["MAP"].predict(test.x[test.y == 3]).total
     assert float(rows[0][3]) == pytest.approx(float(entropy.min()), abs=5.1e-4)  # the surest of its kind
     assert imread(tmp_path / "here" / "rotation.png").shape[0] > 100
+
+
+@pytest.mark.skipif(not os.environ.get("BAYESNN_DATA"), reason="BAYESNN_DATA names no folder with MNIST")
+def test_transfer_prints_the_scores_of_six_ways_to_learn(run):
+    scope, printed = run("transfer.py", "--quick", "--cases", "small-similar")
+    table = scope["results"]["small-similar"]
+    rows = {line[:30].strip(): line[30:].split() for line in printed.splitlines()[4:10]}
+    assert list(rows) == list(table)
+    for name, cells in rows.items():
+        assert [float(cells[k]) for k in (0, 3, 6)] == pytest.approx(list(table[name][0][:3]), abs=5.1e-4), name
+    assert rows["informative prior, VI"][-2] == "scale"
+    assert float(rows["informative prior, VI"][-1]) in scope["SCALES"]
