@@ -3,6 +3,7 @@
 from bayesnn import conformal, data, diagnostics, likelihoods, metrics, nets, optim, plots, priors
 from bayesnn import rng as rng
 from bayesnn import source as source
+from bayesnn.choose_prior import choose_prior
 from bayesnn.compare import compare
 from bayesnn.errors import DivergedError
 from bayesnn.fit import fit
@@ -62,6 +63,7 @@ __all__ = [
     "PyroVI",
     "RadialVI",
     "Temperature",
+    "choose_prior",
     "compare",
     "conformal",
     "data",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesnn.model import BayesianModel
+from bayesnn.nets._parts import frozen_modules
 from bayesnn.priors import NO_FAN, fans
 from bayesnn.rng import isolated
 
@@ -112,11 +113,14 @@ def _reset_of(module: nn.Module) -> Any:
 def reset_parameters(model: BayesianModel) -> None:
     """Draw fresh initial values as torch's own layers do; what no module resets stays as it is.
 
-    Frozen parameters keep their values: they are constants of the model.
+    Frozen parameters, and the buffers of parts that are frozen as a whole, keep their values: they are constants of the
+    model.
 
     Takes random numbers from torch's global generator: call it inside :func:`bayesnn.rng.isolated`.
     """
-    frozen = [(p, p.detach().clone()) for p in model.parameters() if not p.requires_grad]
+    buffers = [buffer for module in frozen_modules(model.net) for buffer in module.buffers(recurse=False)]
+    constants = [*(p for p in model.parameters() if not p.requires_grad), *buffers]
+    frozen = [(p, p.detach().clone()) for p in constants]
     # Children first: a parent that initialises its children in its own way has the last word.
     for module in reversed(list(model.modules())):
         reset = _reset_of(module)

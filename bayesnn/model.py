@@ -10,9 +10,8 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -22,8 +21,9 @@ from torch import Tensor, nn
 from torch.distributions import Gamma, constraints
 from torch.func import functional_call
 
-from bayesnn.errors import at_least, unknown
+from bayesnn.errors import at_least
 from bayesnn.likelihoods import Likelihood
+from bayesnn.nets._parts import Part, frozen_modules, select_part
 from bayesnn.priors import Layerwise, Prior, PriorRule, normal_of_precision
 from bayesnn.rng import generator, isolated
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from bayesnn.predictive import Predictive
 
 State = dict[str, Tensor]
-Part = str | Sequence[str] | Callable[[str, Tensor, nn.Module], bool] | None
 
 
 class BayesianModel(nn.Module):
@@ -40,7 +39,8 @@ class BayesianModel(nn.Module):
     Parameters
     ----------
     net : any ``torch.nn.Module`` from inputs (batch, ...) to outputs (batch, ...). It is not touched: fitting works
-        on copies, and the net stays the deterministic baseline.
+        on copies, and the net stays the deterministic baseline. Frozen parts of it compute as they do at prediction,
+        in training as well: see :meth:`train`.
     prior : a prior of :mod:`bayesnn.priors`, or any callable ``(name, parameter, module) -> distribution | None``;
         ``Layerwise(gain=3.0)`` by default: standard deviation 3 / sqrt(fan_in), 1 for biases. Parameters with
         ``requires_grad=False`` are constants and get no prior.
@@ -105,10 +105,11 @@ class BayesianModel(nn.Module):
         # Noise in single precision beside a net in double would be no better than single.
         self.likelihood = likelihood.double() if next(net.parameters()).dtype == torch.float64 else likelihood
         self.prior: PriorRule = prior if prior is not None else Layerwise(gain=3.0)
+        still = frozen_modules(net)
         self.moving = {
             f"{prefix}.{name}"
             for prefix, module in self.named_modules()
-            if isinstance(module, nn.modules.batchnorm._NormBase)
+            if isinstance(module, nn.modules.batchnorm._NormBase) and module not in still
             for name, _ in module.named_buffers(recurse=False)
         }
         self.part = select_part(net, bayesian)
@@ -170,6 +171,17 @@ class BayesianModel(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BayesianModel:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._set_priors()  # the priors' own tensors follow the parameters' device and dtype
+        return self
+
+    def train(self, mode: bool = True) -> BayesianModel:
+        """torch's train mode, in which frozen parts of the net stay as they are at prediction.
+
+        A submodule with parameters, none of which is trained, remains in eval mode with all that is in it: running
+        statistics stay put, and nothing is dropped.
+        """
+        super().train(mode)
+        for module in frozen_modules(self.net) if mode else ():
+            module.eval()
         return self
 
     def copy(self) -> BayesianModel:
@@ -368,34 +380,6 @@ class BayesianModel(nn.Module):
 def mangled(name: str) -> str:
     """A parameter's name as that of a buffer, which may hold no dot."""
     return name.replace(".", "__")
-
-
-def select_part(net: nn.Module, part: Part) -> frozenset[str] | None:
-    """Names of the net's parameters that ``part`` selects, None for all; see :class:`BayesianModel`."""
-    if part is None:
-        return None
-    owners = {name: module for prefix, module in net.named_modules() for name in _own_names(prefix, module)}
-    parameters = dict(net.named_parameters())
-    if callable(part):
-        names = {name for name, p in parameters.items() if part(name, p.detach(), owners[name])}
-    elif part == "last-layer":
-        last = [module for module in net.modules() if next(module.parameters(recurse=False), None) is not None][-1]
-        names = {name for name in parameters if owners[name] is last}
-    else:
-        names = set()
-        for pattern in [part] if isinstance(part, str) else part:
-            found = {n for n in parameters if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")}
-            if not found:
-                raise unknown("part of the net", pattern, {n.rpartition(".")[0] for n in parameters} | set(parameters))
-            names |= found
-    if not names:
-        raise ValueError(f"Expected bayesian= to select a parameter, got none of {len(parameters)}: name a layer.")
-    return frozenset(names)
-
-
-def _own_names(prefix: str, module: nn.Module) -> list[str]:
-    names = [name for name, _ in module.named_parameters(recurse=False)]
-    return [f"{prefix}.{name}" if prefix else name for name in names]
 
 
 def _check_prior(name: str, prior: Any, parameter: Tensor) -> None:

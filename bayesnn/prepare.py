@@ -239,5 +239,7 @@ def _is_random(model: BayesianModel, x: Tensor) -> bool:
             except Exception as error:  # BatchNorm on a single row, or whatever the user's own code raises
                 raise ValueError(f"Expected a net that trains on {len(rows)} rows, got: {first_line(error)}") from error
     model.moving |= {name for name, buffer in probe.named_buffers() if not torch.equal(buffer, before[name])}
-    dropped = any(isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules())
+    dropped = any(
+        isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0 and m.training for m in probe.modules()
+    )
     return dropped or not all(torch.equal(outputs[0], other) for other in outputs[1:])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -262,6 +262,66 @@ class Independent(Prior):
 
     def config(self) -> dict[str, Any]:
         return {"kind": "custom", "name": "Posterior.as_prior()"}
+
+
+@dataclass(frozen=True, eq=False)
+class Informative(Prior):
+    """Weights that somebody has trained, m, as the prior's mean: w_j ~ Normal(m_j, (scale * s_j)^2).
+
+    s_j is the standard deviation that ``default`` gives the same weight: ``scale`` is a share of the vague prior's
+    spread, one number for layers of all widths. As it goes to 0 the weights are frozen at m, and 1 is as vague as
+    ``default``, about m. (MOPED, Krishnan, Subedar & Tickoo 2020, has scale * abs(m_j): there a weight near 0 can never
+    grow.) A fitted scale comes from :func:`bayesnn.choose_prior`; a mean and a standard deviation for each weight from
+    :meth:`bayesnn.Posterior.as_prior` of a posterior of the first task.
+
+    Give ``fit`` ``init="net"`` and a net that has these weights, or it has to find the way to m first.
+
+    Parameters
+    ----------
+    mean : a net, or tensors by the parameters' names: ``net.state_dict()``. Buffers among them are left out.
+    scale : > 0.
+    default : prior of the weights that ``mean`` does not name, such as those of a new head; Normal for those it does.
+
+    Examples
+    --------
+    >>> net = replace_head(pretrained, 10)                                        # doctest: +SKIP
+    >>> ByName({"dense3.*": Layerwise(gain=3.0)}, default=Informative(net, 0.1))  # doctest: +SKIP
+    """
+
+    mean: nn.Module | Mapping[str, Tensor] = field(repr=False)
+    scale: float = 0.1
+    default: Any = Layerwise(gain=3.0)
+
+    def __post_init__(self) -> None:
+        positive("scale", self.scale)
+        named = dict(self.mean.named_parameters()) if isinstance(self.mean, nn.Module) else self.mean
+        # A copy: a net that is trained further must not take its prior along.
+        object.__setattr__(self, "mean", {name: value.detach().clone() for name, value in named.items()})
+
+    def distribution(self, name: str, parameter: Tensor, module: nn.Module) -> Any:
+        prior = None if self.default is None else _named(self.default, name, parameter, module)
+        assert not isinstance(self.mean, nn.Module)
+        if name not in self.mean:
+            return prior
+        base = getattr(prior, "base_dist", prior)
+        if not isinstance(base, torch.distributions.Normal) or hasattr(prior, "hyperprior"):
+            raise ValueError(
+                f"Expected a default prior that is Normal for {name!r}, got {type(base).__name__}: its standard "
+                "deviation is what scale is a share of; use Normal or Layerwise."
+            )
+        mean = self.mean[name].to(parameter)
+        if mean.shape != parameter.shape:
+            raise ValueError(
+                f"Expected a mean of shape {tuple(parameter.shape)} for {name!r}, got {tuple(mean.shape)}: give that "
+                "layer another prior, ByName({...}, default=Informative(...))."
+            )
+        return dist.Normal(mean, self.scale * base.scale, validate_args=False).to_event(parameter.dim())
+
+    def unmatched(self, net: nn.Module) -> list[str]:
+        return sorted(set(self.mean) - set(net.state_dict()))  # type: ignore[arg-type]
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": "custom", "name": f"Informative(..., scale={self.scale})"}
 
 
 @dataclass(frozen=True)

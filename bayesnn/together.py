@@ -50,6 +50,12 @@ class SideBySide(BayesianModel):
         for name, p in self.named_parameters():
             if p.requires_grad:
                 p.data = torch.stack([own[name].detach() for own in each])
+        self.train()  # frozen parts of the form as well
+
+    def train(self, mode: bool = True) -> SideBySide:
+        super().train(mode)
+        self.one.train(mode)
+        return self
 
     @property
     def one(self) -> BayesianModel:

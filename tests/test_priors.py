@@ -262,3 +262,52 @@ def test_a_prior_of_the_wrong_shape_says_how_to_make_it_right():
 def test_a_rule_that_meets_no_parameter_is_named(prior, lost):
     with pytest.warns(UserWarning, match=f"got none for '{lost}"):
         model_with(prior)
+
+
+def test_an_informative_prior_is_about_what_was_learned_with_a_share_of_the_vague_spread():
+    net = Net()
+    prior = priors.Informative(net, scale=0.2, default=priors.Layerwise(gain=2.0, bias_scale=0.5))
+    model = model_with(prior)
+    value = torch.randn(2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    mean = net.features[0].weight.detach()
+    expected = stats.norm(mean.numpy(), 0.2 * 2.0 / 3.0).logpdf(value.numpy()).sum()  # fan-in 9
+    assert float(model.log_priors["net.features.0.weight"].log_prob(value)) == pytest.approx(expected, rel=1e-5)
+    assert float(model.log_priors["net.head.bias"].base_dist.scale[0]) == pytest.approx(0.1)
+    assert model.deterministic == ["net.features.1.weight", "net.features.1.bias"]  # BatchNorm's, as under any prior
+    before = mean.clone()
+    net.features[0].weight.data.zero_()  # trained further: its prior stays
+    assert torch.equal(prior.mean["features.0.weight"], before)
+    assert repr(prior) == f"Informative(scale=0.2, default={prior.default!r})"
+
+
+def test_an_informative_prior_leaves_what_it_does_not_name_to_the_default():
+    state = {name: value for name, value in Net().state_dict().items() if not name.startswith("head")}
+    model = model_with(priors.Informative(state, 0.1, priors.ByName({"head.bias": None}, default=priors.Normal(3.0))))
+    assert float(model.log_priors["net.head.weight"].base_dist.scale[0, 0]) == 3.0
+    assert float(model.log_priors["net.features.0.weight"].base_dist.scale.flatten()[0]) == pytest.approx(0.3)
+    assert "net.head.bias" not in model.log_priors
+
+
+def test_an_informative_prior_about_another_posterior_takes_its_spread_weight_by_weight():
+    scale = {"weight": torch.tensor([[0.1, 0.2]]), "bias": torch.tensor([0.3])}
+    mean = {"weight": torch.tensor([[1.0, 2.0]]), "bias": torch.tensor([3.0])}
+    prior = priors.Informative(mean, 10.0, priors.Independent(mean, scale, {}))
+    found = prior("weight", torch.zeros(1, 2), nn.Linear(2, 1)).base_dist
+    torch.testing.assert_close(found.scale, torch.tensor([[1.0, 2.0]]))
+    assert torch.equal(found.loc, mean["weight"])
+
+
+def test_an_informative_prior_says_what_it_cannot_be_about():
+    with pytest.raises(ValueError, match=r"mean of shape \(2, 2\) for 'weight', got \(1, 2\): give that layer another"):
+        priors.Informative({"weight": torch.zeros(1, 2)})("weight", torch.zeros(2, 2), nn.Linear(2, 2))
+    for default in (priors.Laplace(), priors.HierarchicalNormal(), None):
+        with pytest.raises(ValueError, match="a default prior that is Normal for 'weight'"):
+            priors.Informative({"weight": torch.zeros(2, 2)}, default=default)(
+                "weight", torch.zeros(2, 2), nn.Linear(2, 2)
+            )
+    with pytest.raises(ValueError, match="scale > 0"):
+        priors.Informative({}, 0.0)
+    with pytest.warns(UserWarning, match="every rule of the prior to meet a parameter, got none for 'fc.weight'"):
+        model_with(priors.Informative({"fc.weight": torch.zeros(2)}))
+    with pytest.raises(ValueError, match=r"got Informative\(\.\.\., scale=0.1\): pass prior="):
+        priors.from_config(priors.Informative({}).config())

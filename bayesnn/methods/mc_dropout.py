@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bayesnn.methods.base import Plan, Run
 from bayesnn.methods.map import MAP, MAPRun
 from bayesnn.model import BayesianModel
+from bayesnn.nets._parts import frozen_modules
 from bayesnn.rng import Streams, generator, isolated
 from bayesnn.source import Source
 from bayesnn.source_dropout import CHANNELS, DROPOUT, DropoutSource, mask_shape
@@ -101,6 +102,8 @@ def find_masks(model: BayesianModel, x: Tensor) -> tuple[dict[str, Tensor], dict
         for path, module in model.named_modules()
         if isinstance(module, DROPOUT) and type(module).forward in {kind.forward for kind in DROPOUT} and module.p > 0
     }
+    frozen = frozen_modules(model.net)  # which drop nothing in training, and so at prediction
+    modules = {path: module for path, module in modules.items() if module not in frozen}
     few = [x[torch.arange(rows, device=x.device) % len(x)] for rows in (2, 3)]
     calls = _calls(model, modules, few)
     rates, shapes = {}, {}

@@ -60,7 +60,7 @@ class SamplerRun(Run):
         self._anchor: Anchor | None = None
         self._batches: Any = None
         self._some: list[tuple[Tensor, Tensor]] = []
-        self._has_statistics = any(isinstance(m, _NormBase) and m.track_running_stats for m in model.modules())
+        self._has_statistics = bool(_with_statistics(model))
         self._gradient_norm: Tensor | float = float("nan")  # of the step that led to the last draw
         self._needs_some = self._has_statistics or method.layerwise or self._sampler.preconditioned
 
@@ -282,7 +282,7 @@ def estimate_statistics(model: BayesianModel, batches: Sequence[Tensor]) -> None
 
     The moving average that training leaves behind belongs to a mixture of past weights and not to this draw.
     """
-    layers = [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats]
+    layers = _with_statistics(model)
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
@@ -300,3 +300,8 @@ def _rescale(scheduler: LRScheduler, factors: Sequence[float]) -> None:
         scheduler.base_lrs = [lr * factor for lr, factor in zip(scheduler.base_lrs, factors, strict=True)]
     for inner in getattr(scheduler, "_schedulers", ()):
         _rescale(inner, factors)
+
+
+def _with_statistics(model: BayesianModel) -> list[_NormBase]:
+    """Normalisation layers whose running statistics move; those of frozen parts are in eval mode."""
+    return [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats and m.training]

@@ -9,8 +9,10 @@ from bayesnn.nets.maxout import Maxout
 from bayesnn.nets.mlp import MLP
 from bayesnn.nets.norms import FilterResponseNorm, ThresholdedLinearUnit
 from bayesnn.nets.perceptron import Perceptron
+from bayesnn.nets.pretrained import from_pretrained
 from bayesnn.nets.resnet import ResNet
 from bayesnn.nets.summary import Summary, summary
+from bayesnn.nets.transfer import features, freeze, replace_head, unfreeze
 from bayesnn.nets.vgg import VGG16
 
 __all__ = [
@@ -27,5 +29,10 @@ __all__ = [
     "ResNet",
     "Summary",
     "ThresholdedLinearUnit",
+    "features",
+    "freeze",
+    "from_pretrained",
+    "replace_head",
     "summary",
+    "unfreeze",
 ]

@@ -9,6 +9,7 @@ common kind of colour vision; line styles, markers and hatches tell the same in 
 
 from bayesnn.plots.calibration import accuracy_rejection, reliability
 from bayesnn.plots.chains import running_mean, traces
+from bayesnn.plots.class_activation import class_activation
 from bayesnn.plots.confusion import confusion_matrix
 from bayesnn.plots.convergence import ess_histogram, rhat_histogram
 from bayesnn.plots.detection import detection_roc
@@ -28,6 +29,7 @@ __all__ = [
     "accuracy_rejection",
     "autocorrelation",
     "certainty_gallery",
+    "class_activation",
     "confusion_matrix",
     "coverage_curve",
     "decision_boundary",

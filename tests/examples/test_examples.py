@@ -1,3 +1,4 @@
+import os
 import re
 import runpy
 import sys
@@ -107,3 +108,15 @@ def test_noisy_labels_prints_a_row_to_each_likelihood(run):
         assert 0 < accuracy < 1 < 1 + nll
         assert 0 < aleatoric + epistemic <= 2.304
     assert (scope["replaced"](0, 0.5).y != scope["train"].y).double().mean() == pytest.approx(0.45, abs=0.04)
+
+
+@pytest.mark.skipif(not os.environ.get("BAYESNN_DATA"), reason="BAYESNN_DATA names no folder with MNIST")
+def test_transfer_prints_the_scores_of_six_ways_to_learn(run):
+    scope, printed = run("transfer.py", "--quick", "--cases", "small-similar")
+    table = scope["results"]["small-similar"]
+    rows = {line[:30].strip(): line[30:].split() for line in printed.splitlines()[4:10]}
+    assert list(rows) == list(table)
+    for name, cells in rows.items():
+        assert [float(cells[k]) for k in (0, 3, 6)] == pytest.approx(list(table[name][0][:3]), abs=5.1e-4), name
+    assert rows["informative prior, VI"][-2] == "scale"
+    assert float(rows["informative prior, VI"][-1]) in scope["SCALES"]

@@ -92,6 +92,13 @@ def _rotation():
     return plots.rotation({"a": lenet}, images()[3], angles=range(0, 181, 30))
 
 
+def _activation():
+    net = bnn.nets.ConvNet((1, 16, 16), 3, channels=(6, 6), dense=(), global_average=True)
+    x = torch.zeros(1, 16, 16)
+    x[0, 3:12, 4:7], x[0, 9:12, 4:12] = 1.0, 0.8  # an L
+    return plots.class_activation(posterior(net), x, label=1)
+
+
 def _weights():
     return plots.weights_against_prior(posterior(bnn.nets.MLP(20, (8,), 5)))
 
@@ -102,6 +109,7 @@ GALLERY = {
     "accuracy_rejection": _rejection,
     "autocorrelation": lambda: plots.autocorrelation(*chains()),
     "certainty_gallery": _gallery,
+    "class_activation": _activation,
     "confusion_matrix": lambda: plots.confusion_matrix(*classification()),
     "coverage_curve": lambda: plots.coverage_curve({"a": PIT, "b": PIT**2}),
     "decision_boundary": _boundary,
