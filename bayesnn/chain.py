@@ -140,9 +140,12 @@ class Chain:
             kept.drop_broken()
 
     def _placed(self, batches: Batches | Loader) -> Any:
-        if isinstance(batches, Batches):
-            return batches
-        return (self._checked(x, y) for x, y in batches)
+        rows = batches if isinstance(batches, Batches) else (self._checked(x, y) for x, y in batches)
+        return rows if self.plan.augment is None else ((self._augmented(x), y) for x, y in rows)
+
+    def _augmented(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.plan.augment is not None
+        return self.plan.augment(x, self.state.streams.augment)
 
     def _checked(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A minibatch of a user's loader: what data in memory are held to before the run, one batch at a time.

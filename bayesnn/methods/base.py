@@ -11,6 +11,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -21,8 +22,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, P
 from bayesnn.errors import unknown
 from bayesnn.methods.compiled import CompiledLoss
 from bayesnn.model import BayesianModel, State
+from bayesnn.rng import generator, isolated
 
 if TYPE_CHECKING:
+    from bayesnn.data.augment import Augment
     from bayesnn.data.batches import Batches, Loader
     from bayesnn.rng import Streams
     from bayesnn.source import Source
@@ -64,7 +67,7 @@ class Plan:
 
     Attributes
     ----------
-    num_data : N, rows of the training part.
+    num_data : N, by which the likelihood is scaled: the rows of the training part, or what the user says.
     batch_size : rows a step.
     epochs, steps_per_epoch : the budget.
     chains : number of chains.
@@ -73,6 +76,8 @@ class Plan:
     independent : whether rows are drawn with replacement, ``order="iid"``: a batch of N rows is then not all of them.
     compile : whether the gradient is compiled.
     out_shape : shape of the net's outputs for one input.
+    rows : of the training part, where ``num_data`` is another number; 0 where it is theirs.
+    augment : (x, generator) -> x, what the inputs of each minibatch go through before a step.
     """
 
     num_data: int
@@ -85,6 +90,8 @@ class Plan:
     independent: bool = False
     compile: bool = False
     out_shape: tuple[int, ...] = ()
+    rows: int = 0
+    augment: Augment | None = None
 
     @property
     def steps(self) -> int:
@@ -93,8 +100,13 @@ class Plan:
 
     @property
     def unseen(self) -> float:
-        """Variance of the mean over a minibatch in units of that with replacement, (N - B) / (N - 1): 0 of all rows."""
-        return 1.0 if self.independent else max(self.num_data - self.batch_size, 0) / max(self.num_data - 1, 1)
+        """Variance of the mean over a minibatch in units of that with replacement, (N - B) / (N - 1): 0 of all rows.
+
+        With transforms at random it is at most 1, and of all rows no longer 0: 1 is on the safe side.
+        """
+        rows = self.rows or self.num_data
+        independent = self.independent or self.augment is not None
+        return 1.0 if independent else max(rows - self.batch_size, 0) / max(rows - 1, 1)
 
 
 class Method(ABC):
@@ -202,6 +214,20 @@ class Run(ABC):
         loss = (nll.sum() if nll.dim() else nll) + weight * prior_loss(terms, self.plan.num_data)
         (loss if share == 1 else share * loss).backward()
         return nll.detach()
+
+    def peek(self, batches: Batches | Loader, count: int) -> list[tuple[Tensor, Tensor]]:
+        """The first ``count`` minibatches of ``batches.peek()``, as a step sees them, on streams of their own.
+
+        To be called before the epoch's own iterator opens: a second one beside it would restart a user's loader.
+        """
+        found = []
+        with isolated(generator(0)):
+            for rows in islice(batches.peek(), count):
+                x, y = self.model.place(*rows)
+                if self.plan.augment is not None:
+                    x = self.plan.augment(x, generator(0, len(found), device=x.device))
+                found.append((x, y))
+        return found
 
     def draw(self) -> list[State]:
         """Draws to keep after this step; [] while there is nothing to keep."""
