@@ -148,11 +148,16 @@ class Chain:
             kept.drop_broken()
 
     def _placed(self, batches: Batches | Loader) -> Any:
+        rows: Any = batches
         if isinstance(batches, WeightedBatches):
-            return self._weighted(batches)
-        if isinstance(batches, Batches):
-            return batches
-        return (self._checked(x, y) for x, y in batches)
+            rows = self._weighted(batches)
+        elif not isinstance(batches, Batches):
+            rows = (self._checked(x, y) for x, y in batches)
+        return rows if self.plan.augment is None else ((self._augmented(x), y) for x, y in rows)
+
+    def _augmented(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.plan.augment is not None
+        return self.plan.augment(x, self.state.streams.augment)
 
     def _weighted(self, batches: WeightedBatches) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Minibatches of rows drawn unevenly; while a step is made of one, the model knows its rows' weights."""

@@ -204,11 +204,12 @@ def configurational_temperature(posterior: Posterior, draws: int = GRADIENTS) ->
     By partial integration of exp(-U / T), the virial theorem. It would hold for w - c with any constant c as well, but
     not for a c that the chain itself gives, which is nearer and would make the variance smaller: where weights move
     slowly the draws lean towards their own mean, and the temperature comes out too low. None where the training rows
-    are not in memory.
+    are not in memory, or were transformed at random: U is then a mean over the transforms.
     """
-    if posterior.train is None:
+    if posterior.train is None or posterior.info.get("augment") is not None:
         return None
     x, y = posterior.train
+    weight = posterior.num_data / len(x)
     model = posterior.model.copy()
     names = list(model.bayesian_parameters())
     found = []
@@ -217,21 +218,21 @@ def configurational_temperature(posterior: Posterior, draws: int = GRADIENTS) ->
         for state in chain:
             model.load_state(state)
             weights = torch.cat([state[name].flatten().double() for name in names])
-            values.append(float(weights @ _potential_gradient(model, names, x, y)) / len(weights))
+            values.append(float(weights @ _potential_gradient(model, names, x, y, weight)) / len(weights))
         found.append(values)
     shortest = min(map(len, found))
     array = np.array([values[:shortest] for values in found])
     return float(array.mean()), float(diagnostics.mcse_mean(array))
 
 
-def _potential_gradient(model: BayesianModel, names: list[str], x: Tensor, y: Tensor) -> Tensor:
-    """Gradient of U = -log p(w, D) by the weights that have a prior, one float64 vector."""
+def _potential_gradient(model: BayesianModel, names: list[str], x: Tensor, y: Tensor, weight: float) -> Tensor:
+    """Gradient of U = -log p(w, D) by the weights that have a prior, one float64 vector; rows count ``weight`` each."""
     parameters = [model.bayesian_parameters()[name] for name in names]
     model.zero_grad()
     with torch.enable_grad():
         (-model.log_prior()).backward()
         for rows, targets in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
-            (-model.log_likelihood(rows, targets).sum()).backward()
+            (-weight * model.log_likelihood(rows, targets).sum()).backward()
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     return torch.cat([grad.flatten().double() for grad in grads])
 
@@ -240,8 +241,10 @@ def _potential_gradient(model: BayesianModel, names: list[str], x: Tensor, y: Te
 def _of_distribution(posterior: Posterior, draws: int, seed: int) -> BoundDiagnosis:
     if posterior.train is None:
         raise ValueError("Expected the training rows in memory for the ELBO, got a posterior without: fit it anew.")
+    if posterior.info.get("augment") is not None:
+        raise ValueError("Expected a fit without augment= for the ELBO, got one whose rows were transformed at random.")
     x, y = posterior.train
-    found = []
+    found, weight = [], posterior.num_data / len(x)
     for chain, source in enumerate(posterior.sources):
         assert isinstance(source, Distribution)
         model, ratios = source.bind(posterior.model).copy(), []
@@ -249,7 +252,7 @@ def _of_distribution(posterior: Posterior, draws: int, seed: int) -> BoundDiagno
         for state in source.states(draws, generator(seed, chain, device=x.device)):
             model.load_state(state)
             rows = zip(x.split(CHUNK), y.split(CHUNK), strict=True)
-            log_joint = float(model.log_prior()) + sum(
+            log_joint = float(model.log_prior()) + weight * sum(
                 float(model.log_likelihood(*both).double().sum()) for both in rows
             )
             ratios.append(log_joint - source.log_prob(state))

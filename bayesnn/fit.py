@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from bayesnn.chain import Chain, calmer
+from bayesnn.data.augment import Augment, InUnits, check_augment
 from bayesnn.data.batches import Batches, Loader, Order
 from bayesnn.errors import DivergedError, at_least, first_line, unknown
 from bayesnn.gradients import GradientWatch
@@ -21,9 +22,9 @@ from bayesnn.kept import Kept
 from bayesnn.methods import MAP, METHODS, Method, Plan
 from bayesnn.model import BayesianModel
 from bayesnn.posterior import Posterior
-from bayesnn.prepare import Task, prepare
+from bayesnn.prepare import Task, constant, prepare
 from bayesnn.progress import Progress
-from bayesnn.rng import Streams
+from bayesnn.rng import Streams, generator, isolated
 from bayesnn.source import Source
 from bayesnn.stopping import EarlyStopping
 from bayesnn.storage import Store
@@ -48,6 +49,7 @@ def fit(
     order: Order = "reshuffle",
     sampling: Literal["balanced"] | Sequence[float] | torch.Tensor | None = None,
     num_data: int | None = None,
+    augment: Augment | None = None,
     device: torch.device | str | None = None,
     compile: bool = False,
     vectorize: bool = False,
@@ -87,7 +89,12 @@ def fit(
         for each row of the training part, to which its probability is proportional. A row drawn with probability pi
         counts 1 / (N pi), so that the posterior is that of the data as they are; what changes is the noise of the
         minibatches. Not for loaders, methods that need all rows, SWAG, ``compile`` and ``vectorize``.
-    num_data : N, where ``data`` is a loader that does not tell.
+    num_data : N, by which the mean log likelihood of the rows is multiplied: their number, unless a loader does not
+        tell it, or the rows are not so many independent observations (docs/augmentation.md). Not for methods that sum
+        over all rows.
+    augment : (x, generator) -> x, a random transform such as ``data.Rotation(15)`` that the inputs of each minibatch go
+        through, each row with its own draw; never those of the validation part. It sees images that ``data`` says are
+        standardised in their own units. Not for methods that sum over all rows.
     device : where to compute: by default where the net is; ``"auto"`` is the GPU where there is one. Data in memory
         move there as a whole where they take at most half of what is free on it; else, and from a loader, by batches.
     compile : compile loss and gradient (torch.compile): the first of a form of net and batch takes seconds, and those
@@ -153,6 +160,13 @@ def fit(
         _check_sampling(method, batch_size, order, compile, vectorize)
         order = "iid"
     plan = replace(_plan(method, task, batch_size, epochs, chains, order, initial), compile=compile)
+    rows = None if task.x is None else len(task.x)
+    if rows is not None and num_data is not None and num_data != rows:
+        _refuse_sums(method, f"num_data={rows}, the rows", num_data, "its sums count each row once")
+        plan = replace(plan, rows=rows)
+    if augment is not None:
+        _refuse_sums(method, "no augment=", "one", "its sums over all rows would be of other inputs each time")
+        plan = replace(plan, augment=_augment(augment, task, model))
     if model.hyperpriors and not method.infers_precisions:
         raise ValueError(
             f"Expected priors of known precision for {type(method).__name__}, got a HierarchicalNormal: "
@@ -190,7 +204,9 @@ def fit(
     history = History()
     info: dict[str, Any] = {
         "method": method.config(), "seed": seed, "epochs": plan.epochs, "batch_size": plan.batch_size,
-        "precision": precision, "steps": plan.steps, "out_shape": list(plan.out_shape),
+        "precision": precision, "augment": None if augment is None else repr(augment),
+        "inputs": None if task.inputs is None or len(task.row_shape) < 3 else task.inputs.to_dict(),
+        "steps": plan.steps, "out_shape": list(plan.out_shape),
         "round": init.info.get("round", 0) + 1 if isinstance(init, Posterior) else 0,
         "gradient_evaluations": [], "minibatch_noise": [], "sample_stats": [], "seconds": [], "diverged": [],
         "best": [],
@@ -326,6 +342,23 @@ def _check_sampling(method: Method, batch_size: int | None, order: Order, compil
     ):
         if hinders:
             raise ValueError(f"Expected no sampling= {what}, got one: leave it out.")
+
+
+def _refuse_sums(method: Method, expected: str, got: Any, why: str) -> None:
+    """Refuse for methods that take sums over all rows what holds for averages over minibatches alone."""
+    if method.access == "full" or method.full_passes:
+        raise ValueError(f"Expected {expected} for {type(method).__name__} with these options, got {got}: {why}.")
+
+
+def _augment(augment: Augment, task: Task, model: BayesianModel) -> Augment:
+    """The transform of inputs as the net gets them; errors if it does not take them."""
+    x = task.x if task.x is not None else next(task.loader.peek())[0] if task.loader is not None else None
+    assert x is not None
+    (rows,) = model.place(constant(x[:2]))
+    in_units = augment if task.inputs is None else InUnits(augment, task.inputs)
+    with isolated(generator(0)):
+        check_augment(in_units, rows)
+    return in_units
 
 
 def _kind(model: Any) -> str:

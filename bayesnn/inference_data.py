@@ -41,11 +41,13 @@ def to_arviz(
 
     log_likelihood = predictive.log_likelihood(y)
     log_prior = _log_prior(posterior, states)
+    # Of the training rows log p(w, D) as it was fitted, whatever num_data was.
+    weight = posterior.num_data / len(y) if data is None else 1.0
     groups: dict[str, dict[str, Any]] = {
         "posterior": {"log_prior": by_chain(log_prior)},
         "posterior_predictive": {"y": by_chain(_replicates(predictive))},
         "log_likelihood": {"y": by_chain(log_likelihood)},
-        "sample_stats": {"lp": by_chain(log_prior + log_likelihood.double().sum(1).cpu())},
+        "sample_stats": {"lp": by_chain(log_prior + weight * log_likelihood.double().sum(1).cpu())},
         "observed_data": {"y": predictive._targets(y).cpu().numpy()},  # shaped as the replicates are
         "constant_data": {"x": as_inputs(x).cpu().numpy()},
     }

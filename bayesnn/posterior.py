@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from bayesnn.data.augment import Augment, InUnits, check_augment
 from bayesnn.data.batches import Loader
 from bayesnn.data.dataset import Data, all_finite, as_inputs
+from bayesnn.data.standardize import Standardize
 from bayesnn.errors import at_least, first_line, not_negative
 from bayesnn.history import History
 from bayesnn.model import BayesianModel, State
@@ -22,7 +24,6 @@ from bayesnn.rng import generator, isolated
 from bayesnn.source import NormalSource, Source
 
 if TYPE_CHECKING:
-    from bayesnn.data import Standardize
     from bayesnn.diagnose import BoundDiagnosis, DrawsDiagnosis
 
 DEFAULT_DRAWS = 100
@@ -39,7 +40,7 @@ class Posterior:
         there was a validation part, and in some rows ``gradient_norm/LAYER`` of each layer, the norm of the gradient of
         the mean negative log likelihood. ``print(history)`` is a table, ``history.to_csv("file")`` all of it.
     info : method and its options, seed, budget, gradient evaluations, seconds, and chains that were cut short.
-    num_data : N, rows of the training part.
+    num_data : N, by which the likelihood was scaled: rows of the training part, or what ``fit`` was told.
     target : affine map of standardised targets, or None.
     train : (x, y) that the model was fitted to, where it lies in memory; not saved.
     """
@@ -92,7 +93,15 @@ class Posterior:
     def _weights(self) -> int:
         return self.model.num_weights()
 
-    def predict(self, x: Any, draws: int | None = None, batch_size: int | None = None, seed: int = 0) -> Predictive:
+    def predict(
+        self,
+        x: Any,
+        draws: int | None = None,
+        batch_size: int | None = None,
+        seed: int = 0,
+        augment: Augment | None = None,
+        transforms: int = 8,
+    ) -> Predictive:
         """The predictive distribution of the targets of ``x``.
 
         Parameters
@@ -102,11 +111,20 @@ class Posterior:
             (100 by default).
         batch_size : inputs in one forward pass; by default a mebibyte of them, so that what the layers of an image net
             make of it stays in the caches, and at most 1,000; on a GPU 64 mebibytes, and at most 16,384.
-        seed : of the samples of a distribution; the same seed gives the same answer.
+        seed : of the samples of a distribution, and of the transforms; the same seed gives the same answer.
+        augment : test-time augmentation: a random transform (x, generator) -> x as in ``fit``. Each draw of the weights
+            then says p(y | x, w) = 1/T sum_t p(y | t(x), w), a mean of class probabilities, over the same T transforms
+            of each input. What they disagree on is aleatoric: only what the draws disagree on afterwards is epistemic.
+        transforms : T. The plain input is one of them only where ``augment`` happens to give it.
 
         Returns
         -------
         Predictive
+
+        Raises
+        ------
+        ValueError, TypeError : inputs that the net does not take; ``augment`` for targets that are no classes, one an
+            input, or that changes the inputs' shape.
         """
         counts = self._counts(draws)
         chains = [
@@ -119,7 +137,10 @@ class Posterior:
         with torch.inference_mode(False):
             model = self.model.copy()
             models = [source.bind(model) for source in self.sources]
-        return Predictive(model, chains, counts, inputs, self.target, batch_size, models)
+        tta = (
+            None if augment is None else (self._in_units(augment, inputs), at_least("transforms", transforms, 1), seed)
+        )
+        return Predictive(model, chains, counts, inputs, self.target, batch_size, models, tta)
 
     def diagnose(self, x: Any, draws: int | None = None, seed: int = 0) -> DrawsDiagnosis | BoundDiagnosis:
         """Whether this is the posterior: ``print`` it for a verdict in words and the numbers behind it.
@@ -273,6 +294,14 @@ class Posterior:
             raise ValueError("Expected finite inputs, got NaN or infinity: clean them first.")
         self._try(inputs)
         return inputs
+
+    def _in_units(self, augment: Augment, inputs: Tensor) -> Augment:
+        """The transform as ``fit`` would take it, tried on two rows."""
+        given = self.info.get("inputs")
+        in_units = InUnits(augment, None if given is None else Standardize.from_dict(given))
+        with isolated(generator(0)):
+            check_augment(augment if given is None else in_units, inputs[:2].to(self._device()))
+        return in_units
 
     @torch.no_grad()
     def _try(self, inputs: Tensor) -> None:

@@ -8,17 +8,20 @@ all inputs fit into BLOCK_BYTES they are kept, and every further quantity is fre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from bayesnn.data.augment import Augment
 from bayesnn.data.dataset import as_targets, check_finite
 from bayesnn.errors import at_least, first_line
 from bayesnn.likelihoods.base import Params
-from bayesnn.likelihoods.classification import Bernoulli
+from bayesnn.likelihoods.classification import Bernoulli, Categorical
 from bayesnn.metrics.classification import mass_before
 from bayesnn.metrics.detection import uncertainty_scores
 from bayesnn.model import BayesianModel, State
@@ -29,6 +32,7 @@ from bayesnn.stacked import NotStackableError, params_of_draws
 BLOCK_BYTES = 32 * 2**20  # at most, for a block with all that is computed from it; and as much for outputs
 PASS_BYTES = 2**20, 64 * 2**20  # inputs of a forward pass, at most, on a CPU, and on a GPU
 PASS_ROWS = 1000, 16_384  # likewise, where inputs are small: wide layers make more of them
+TTA_ROWS = 256  # inputs transformed at a time
 COPIES = 10  # in float64, of a block's parameters: how much the hungriest quantity holds at a time
 
 
@@ -48,6 +52,8 @@ class Predictive:
     target : affine map of standardised targets, or None; all answers are in the targets' own units.
     batch_size : inputs in one forward pass; by default as many as take PASS_BYTES, at most PASS_ROWS.
     models : for each chain the model that takes its draws, where that is not ``model`` itself; own ones as well.
+    tta : (augment, T, seed) of test-time augmentation: over T transforms of each input the class probabilities of each
+        draw are averaged.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class Predictive:
         target: Any = None,
         batch_size: int | None = None,
         models: Sequence[BayesianModel] | None = None,
+        tta: tuple[Augment, int, int] | None = None,
     ) -> None:
         self._model, self._chains, self._counts, self._x = model, chains, tuple(counts), x
         self._models, self._device = models or [model] * len(chains), next(model.parameters()).device
@@ -69,6 +76,9 @@ class Predictive:
         self._kept: list[tuple[slice, Params]] = []
         self._summary: dict[str, Tensor] = {}
         self._no_uncertainty: ValueError | None = None
+        self._tta = tta
+        if tta is not None:
+            self._check_tta()
 
     @property
     def num_draws(self) -> int:
@@ -277,7 +287,7 @@ class Predictive:
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """``n`` samples of the targets, (n, batch, ...), each of one draw for all inputs: coherent functions."""
         at_least("n", n, 1)
-        # A key of its own: (seed, chain) is for samples of the weights, (seed, chain, 0 to 2, ...) for fits.
+        # A key of its own: (seed, chain) is for samples of the weights, (seed, chain, 0 to 3, round) for fits.
         stream = generator(seed, 0, 3)
         which = torch.randint(self.num_draws, (n,), generator=stream)
         with isolated(stream):
@@ -363,7 +373,7 @@ class Predictive:
         if self._x.device != self._device:  # they are there for all draws: no more than PASS_BYTES of them either
             at_once = min(at_once, max(rows, PASS_BYTES[1] // max(1, self._x[0].nbytes)))
         for first in range(0, len(self._x), at_once):
-            params = self._outputs(self._x[first : first + at_once])
+            params = self._params(first, min(first + at_once, len(self._x)))
             if self._target is not None:
                 # In float64: of a target like 1e6 +- 1, float32 would leave the mean and nothing of the variance.
                 params = {key: value.double() for key, value in params.items()}
@@ -393,6 +403,44 @@ class Predictive:
     def _keeps(self) -> bool:
         """Whether the outputs for all inputs fit into BLOCK_BYTES."""
         return len(self._x) * self._numbers()[1] <= BLOCK_BYTES
+
+    def _check_tta(self) -> None:
+        outputs = self._first_outputs()
+        if not isinstance(self._model.likelihood, (Categorical, Bernoulli)) or outputs.dim() > 2:
+            kind = type(self._model.likelihood).__name__
+            got = f"outputs {tuple(outputs.shape)}" if outputs.dim() > 2 else kind
+            raise ValueError(
+                f"Expected Categorical or Bernoulli targets, one an input, for augment=, got {got}: a mean over "
+                "transforms is of class probabilities; average other predictions yourself."
+            )
+
+    def _params(self, first: int, last: int) -> Params:
+        """Parameters of the targets' distribution of these inputs, each (draw, row, ...)."""
+        if self._tta is None:
+            return self._outputs(self._x[first:last])
+        _, T, _ = self._tta
+        binary, total = isinstance(self._model.likelihood, Bernoulli), None
+        for t in range(T):
+            logits = self._outputs(self._transformed(t, first, last))["logits"]
+            pair = torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], -1) if binary else logits
+            log_probs = pair.log_softmax(-1)
+            total = log_probs if total is None else torch.logaddexp(total, log_probs)
+        assert total is not None
+        return {"logits": total[..., 1] - total[..., 0] if binary else total - math.log(T)}
+
+    def _transformed(self, t: int, first: int, last: int) -> Tensor:
+        """The t-th transform of these inputs: whole stretches of TTA_ROWS, each with a stream of its own, so that it is
+        the same whatever the blocks are.
+        """
+        assert self._tta is not None
+        augment, _, seed = self._tta
+        pieces = []
+        for stretch in range(first // TTA_ROWS, -(-last // TTA_ROWS)):
+            start = stretch * TTA_ROWS
+            x = self._x[start : start + TTA_ROWS].to(self._device)
+            x = augment(x, generator(seed, 0, 6, t, stretch, device=self._device))
+            pieces.append(x[max(first - start, 0) : last - start])
+        return torch.cat(pieces)
 
     @torch.no_grad()
     def _outputs(self, x: Tensor) -> Params:

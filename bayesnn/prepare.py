@@ -15,7 +15,7 @@ from bayesnn import data as bd
 from bayesnn.data.batches import Batches, Loader, Order
 from bayesnn.data.dataset import all_finite
 from bayesnn.data.weighted import WeightedBatches, row_probabilities
-from bayesnn.errors import first_line, is_real
+from bayesnn.errors import at_least, first_line, is_real
 from bayesnn.model import BayesianModel
 from bayesnn.rng import generator, isolated
 
@@ -35,12 +35,13 @@ class Task:
     loader : that loader, or None.
     validation : Data, y in its own units, or None.
     target : affine map of the standardised targets, or None.
-    num_data : N, rows of the training part.
+    num_data : N, by which the likelihood is scaled: the rows of the training part, or what the user says.
     out_shape : shape of the net's outputs for one input, () for a number.
     random_net : whether the net in train mode draws random numbers of its own.
     batch_rows : rows of a loader's first minibatch; None in memory.
     row_shape : shape of one input, in a loader that of its first minibatch.
     probs : (N,), with which the rows are drawn; None where they are drawn evenly.
+    inputs : affine map of the standardised inputs, or None.
     """
 
     x: Tensor | None
@@ -55,6 +56,7 @@ class Task:
     batch_rows: int | None = None
     row_shape: tuple[int, ...] = ()
     probs: Tensor | None = None
+    inputs: bd.Standardize | None = None
 
     def batches(self, batch_size: int | None, order: Order, shuffle: torch.Generator) -> Batches | Loader:
         """Minibatches in memory by indexing, or the user's own loader."""
@@ -96,8 +98,6 @@ def prepare(
         return Task(None, None, loader, held_out, None, loader.num_data, outputs, random_net, x.device, size, shape)
 
     train = _as_data(data)
-    if num_data is not None:
-        raise ValueError("Expected num_data= only with a loader: rows in memory are counted.")
     held_out = None
     if is_real(validation):
         if not 0 < validation < 1:
@@ -125,10 +125,10 @@ def prepare(
     probs = None if sampling is None else row_probabilities(sampling, y)
     if held_out is not None:
         held_out = _checked_validation(model, held_out, own_units=train.target is not None)
-    random_net, shape = _is_random(model, x), x.shape[1:]
-    return Task(
-        x, y, None, held_out, train.target, len(train), outputs, random_net, device, row_shape=shape, probs=probs
-    )
+    random_net = _is_random(model, x)
+    size = len(train) if num_data is None else at_least("num_data", num_data, 1)
+    more: dict[str, Any] = {"row_shape": x.shape[1:], "inputs": train.inputs, "probs": probs}
+    return Task(x, y, None, held_out, train.target, size, outputs, random_net, device, **more)
 
 
 def _warn_of_units(y: Tensor) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 _global_state = threading.RLock()
-_PURPOSES = ("noise", "shuffle", "fence")
+_PURPOSES = ("noise", "shuffle", "fence", "augment")
 
 
 def generator(seed: int, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -69,6 +69,8 @@ class Streams:
         The order of the data.
     fence : torch.Generator
         What stands in for torch's global generator (:func:`isolated`): initialisation, dropout; on the chain's device.
+    augment : torch.Generator
+        Transforms of the inputs; on the chain's device.
     """
 
     def __init__(self, seed: int, chain: int, device: torch.device | str = "cpu", round: int = 0) -> None:
@@ -76,6 +78,7 @@ class Streams:
         self.shuffle = generator(seed, chain, 1, round)
         on_gpu = torch.device(device).type == "cuda"
         self.fence = generator(seed, chain, 2, round, device=device if on_gpu else "cpu")
+        self.augment = generator(seed, chain, 3, round, device=device)
 
     def state_dict(self) -> dict[str, Any]:
         return {purpose: getattr(self, purpose).get_state() for purpose in _PURPOSES}

@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
 from bayesnn.chain import Chain, in_own_units
+from bayesnn.data.augment import Augment
 from bayesnn.data.batches import Batches, Loader
 from bayesnn.errors import first_line
 from bayesnn.kept import Kept
@@ -121,6 +123,16 @@ class BatchesSideBySide(Batches):
         return x, y
 
 
+@dataclass(frozen=True)
+class OfAll:
+    """A transform of the images (batch, K, ...) of all chains at once, each its own draw."""
+
+    augment: Augment
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return self.augment(x.flatten(0, 1), generator).view_as(x)
+
+
 OF_ALL = ("gradient_norm", "kinetic_temperature")
 
 
@@ -197,6 +209,8 @@ def begin_together(
     assert task.y is not None
     together.try_on(*models[0].place(task.x[:2], task.y[:2]))
     goes_on = None if starts[0] is None else Draws.stack([together.state()])
+    if plan.augment is not None:
+        plan = replace(plan, augment=OfAll(plan.augment))
     run = method.start(together, plan, streams, goes_on)
     own = [each for each in batches if isinstance(each, Batches)]
     return ChainsTogether(run, plan, task, bar, keeps), BatchesSideBySide(own)

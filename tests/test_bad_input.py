@@ -157,8 +157,8 @@ MISTAKES = {
     ),
     "stream without its size": (lambda: fit(data=DataLoader(Stream())), "pass num_data, the number of training rows"),
     "num_data with tensors": (
-        lambda: fit(num_data=5),
-        "Expected num_data= only with a loader: rows in memory are counted",
+        lambda: fit(num_data=0),
+        "Expected num_data to be an integer >= 1, got 0",
     ),
     "share of a loader": (
         lambda: fit(data=DataLoader(TensorDataset(X, Y)), validation=0.1),

@@ -1,4 +1,4 @@
-"""Methods, priors and nets by name: ``sgld``, ``sghmc:temperature=0.5,draws=50``, ``normal:scale=0.5``."""
+"""Methods, priors, nets and transforms by name: ``sgld``, ``sghmc:temperature=0.5``, ``rotation:15``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import nn
 
 from bayesnn import nets, priors
 from bayesnn.compare_setup import named_settings
-from bayesnn.data import Data
+from bayesnn.data import Compose, Crop, Data, Flip, Noise, Rotation, Shift
+from bayesnn.data.augment import Augment
 from bayesnn.errors import unknown
 from bayesnn.methods import METHODS, Method
 
@@ -22,6 +23,7 @@ NETS: dict[str, type[nn.Module]] = {
     "convnet": nets.ConvNet,
     "linear": nn.Linear,
 }
+AUGMENTS: dict[str, Any] = {cls.__name__.lower(): cls for cls in (Rotation, Shift, Flip, Crop, Noise)}
 PRIORS = {
     prior.__name__.lower(): prior
     for prior in (
@@ -56,6 +58,21 @@ def method_named(text: str, lr: float | None = None) -> tuple[Method, int]:
         options["lr"] = lr
     _check_options(type(method), options)
     return replace(method, **options), chains  # type: ignore[type-var]
+
+
+def augment_named(texts: Sequence[str] | None) -> Augment | None:
+    """The transforms of ``NAME``, ``NAME:AMOUNT`` or ``NAME:OPTION=VALUE,...`` each, in their order; None of none."""
+    found: list[Augment] = []
+    for text in texts or ():
+        name, colon, rest = text.partition(":")
+        if name.lower() not in AUGMENTS:
+            raise unknown("augment", name, AUGMENTS)
+        cls = AUGMENTS[name.lower()]
+        short = f"{name}:{fields(cls)[0].name}={rest}"  # the amount comes first
+        options = _parsed(short if colon and rest and "=" not in rest else text)[1]
+        _check_options(cls, options)
+        found.append(cls(**options))
+    return None if not found else found[0] if len(found) == 1 else Compose(*found)
 
 
 def prior_named(text: str | None) -> priors.PriorRule | None:

@@ -51,6 +51,14 @@ def fit(
     validation: Annotated[
         float | None, typer.Option(help="Share of the training rows to score after each epoch.")
     ] = None,
+    augment: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Random transform of images: rotation:15, shift:2, flip, crop:4 or noise:0.1; with options: "
+            "flip:p=0.5,vertical=true. Give it again for more, one after another.",
+            metavar="NAME[:AMOUNT]",
+        ),
+    ] = None,
     target: Annotated[str | None, typer.Option(help="CSV: the column to predict.", metavar="COLUMN")] = None,
     kind: Annotated[
         str, typer.Option(help="CSV: classes or regression; auto takes integers and text for classes.")
@@ -71,7 +79,7 @@ def fit(
     with one_line_errors():
         from bayesnn import fit as run
         from bayesnn.cli import _runs
-        from bayesnn.cli._named import build_net, method_named, net_options, prior_named
+        from bayesnn.cli._named import augment_named, build_net, method_named, net_options, prior_named
         from bayesnn.cli._sources import from_argument
         from bayesnn.compare_setup import versions
         from bayesnn.comparison import score
@@ -82,6 +90,7 @@ def fit(
         _runs.check_out(out, force)
         algorithm, usual = method_named(method, lr)
         rule = prior_named(prior)
+        transform = augment_named(augment)
         source = from_argument(data, data_dir, target, kind, ignore or (), test_fraction)  # type: ignore[arg-type]
         options = net_options(net, source.train, widths, dropout)
         likelihood = Normal() if source.train.y.is_floating_point() else Categorical()
@@ -91,7 +100,8 @@ def fit(
             "chains": usual if chains is None else chains, "seed": seed, "validation": validation, "device": device,
         }  # fmt: skip
         how = {key: value for key, value in settings.items() if key not in ("method", "lr")}
-        posterior = run(model, source.train, algorithm, progress=progress, **how)
+        posterior = run(model, source.train, algorithm, augment=transform, progress=progress, **how)
+        settings["augment"] = list(augment or ())
         description = {"net": options, "prior": to_config(posterior.model.prior), "settings": settings}
         description |= {"scores": None, "versions": versions()}
         # Before the scores: what goes wrong there must not cost the fit.

@@ -8,6 +8,7 @@ your model's uncertainty?*, NeurIPS; noise and blur in five severities are those
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -78,21 +79,24 @@ def shift(x: Tensor, kind: str, severity: int, seed: int = 0, pixel_range: tuple
     return blurred(x, amount * x.shape[-1])
 
 
-def rotated(images: Tensor, degrees: float) -> Tensor:
-    """Images (N, C, H, W) turned counter-clockwise about their centre, bilinear, zero outside."""
-    turn, (height, width) = math.radians(degrees), images.shape[-2:]
-    c, s = math.cos(turn), math.sin(turn)
+def rotated(images: Tensor, degrees: float | Tensor) -> Tensor:
+    """Images (N, C, H, W) turned counter-clockwise about their centre, bilinear, zero outside; each by its own (N,)."""
+    turn, (height, width) = torch.deg2rad(torch.as_tensor(degrees, dtype=torch.float64)), images.shape[-2:]
+    c, s, zero = turn.cos(), turn.sin(), torch.zeros_like(turn)
     # affine_grid measures in halves of the height and of the width: a turn of an oblong has their ratio in it.
-    return _moved(images, [[c, -s * height / width, 0.0], [s * width / height, c, 0.0]])
+    return _moved(images, [c, -s * height / width, zero, s * width / height, c, zero])
 
 
-def translated(images: Tensor, share: float) -> Tensor:
-    """Images (N, C, H, W) moved to the right by that share of their width, bilinear, zero outside."""
-    return _moved(images, [[1.0, 0.0, -2.0 * share], [0.0, 1.0, 0.0]])
+def translated(images: Tensor, right: float | Tensor, down: float | Tensor = 0.0) -> Tensor:
+    """Images (N, C, H, W) moved by shares of width and height, bilinear, zero outside; each by its own (N,)."""
+    x, y = torch.broadcast_tensors(*(torch.as_tensor(share, dtype=torch.float64) for share in (right, down)))
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    return _moved(images, [one, zero, -2.0 * x, zero, one, -2.0 * y])
 
 
-def _moved(images: Tensor, affine: list[list[float]]) -> Tensor:
-    matrix = torch.tensor(affine, dtype=images.dtype, device=images.device)
+def _moved(images: Tensor, affine: Sequence[Tensor]) -> Tensor:
+    """Each pixel from where the affine map, row by row of its matrix (2, 3), takes it: each entry () or (N,)."""
+    matrix = torch.stack(list(affine), -1).unflatten(-1, (2, 3)).to(images)
     grid = F.affine_grid(matrix.expand(len(images), 2, 3), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
 

@@ -11,6 +11,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
@@ -22,8 +23,10 @@ from bayesnn.errors import unknown
 from bayesnn.initial import Initial
 from bayesnn.methods.compiled import CompiledLoss
 from bayesnn.model import BayesianModel, State
+from bayesnn.rng import generator, isolated
 
 if TYPE_CHECKING:
+    from bayesnn.data.augment import Augment
     from bayesnn.data.batches import Batches, Loader
     from bayesnn.rng import Streams
     from bayesnn.source import Source
@@ -65,7 +68,7 @@ class Plan:
 
     Attributes
     ----------
-    num_data : N, rows of the training part.
+    num_data : N, by which the likelihood is scaled: the rows of the training part, or what the user says.
     batch_size : rows a step, at most; those of a loader's first minibatch.
     epochs, steps_per_epoch : the budget.
     chains : number of chains.
@@ -76,6 +79,8 @@ class Plan:
     short_last : whether the last minibatch of an epoch is what the others have left, as a loader's is.
     compile : whether the gradient is compiled.
     out_shape : shape of the net's outputs for one input.
+    rows : of the training part, where ``num_data`` is another number; 0 where it is theirs.
+    augment : (x, generator) -> x, what the inputs of each minibatch go through before a step.
     """
 
     num_data: int
@@ -89,6 +94,8 @@ class Plan:
     compile: bool = False
     out_shape: tuple[int, ...] = ()
     initial: Initial | None = None
+    rows: int = 0
+    augment: Augment | None = None
 
     @property
     def steps(self) -> int:
@@ -96,13 +103,14 @@ class Plan:
         return self.epochs * self.steps_per_epoch
 
     @property
-    def rows(self) -> float:
+    def rows_a_step(self) -> float:
         """B, rows of a minibatch in the harmonic mean over an epoch: the variance of a mean over one goes by 1 / B."""
+        rows = self.rows or self.num_data
         if self.independent:
             return self.batch_size
         if not self.short_last:
-            return self.num_data / self.steps_per_epoch
-        rest = self.num_data - (whole := self.steps_per_epoch - 1) * self.batch_size
+            return rows / self.steps_per_epoch
+        rest = rows - (whole := self.steps_per_epoch - 1) * self.batch_size
         short = 0 < rest < self.batch_size  # else the loader drops it, or tells of another epoch
         return (whole + 1) / (whole / self.batch_size + 1 / rest) if short else self.batch_size
 
@@ -113,8 +121,12 @@ class Plan:
 
     @property
     def unseen(self) -> float:
-        """Variance of the mean over a minibatch in units of that with replacement, (N - B) / (N - 1): 0 of all rows."""
-        return 1.0 if self.independent else max(self.num_data - self.rows, 0) / max(self.num_data - 1, 1)
+        """Variance of the mean over a minibatch in units of that with replacement, (N - B) / (N - 1): 0 of all rows.
+
+        With transforms at random it is at most 1, and of all rows no longer 0: 1 is on the safe side.
+        """
+        rows, independent = self.rows or self.num_data, self.independent or self.augment is not None
+        return 1.0 if independent else max(rows - self.rows_a_step, 0) / max(rows - 1, 1)
 
 
 class Method(ABC):
@@ -235,6 +247,20 @@ class Run(ABC):
         loss = (nll.sum() if nll.dim() else nll) + weight * prior_loss(terms, self.plan.num_data)
         (loss if share == 1 else share * loss).backward()
         return nll.detach()
+
+    def peek(self, batches: Batches | Loader, count: int) -> list[tuple[Tensor, Tensor]]:
+        """The first ``count`` minibatches of ``batches.peek()``, as a step sees them, on streams of their own.
+
+        To be called before the epoch's own iterator opens: a second one beside it would restart a user's loader.
+        """
+        found: list[tuple[Tensor, Tensor]] = []
+        with isolated(generator(0)):
+            for rows in islice(batches.peek(), count):
+                x, y = self.model.place(*rows)
+                if self.plan.augment is not None:
+                    x = self.plan.augment(x, generator(0, len(found), device=x.device))
+                found.append((x, y))
+        return found
 
     def draw(self) -> list[State]:
         """Draws to keep after this step; [] while there is nothing to keep."""

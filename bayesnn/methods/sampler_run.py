@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from itertools import compress, islice
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,7 @@ from bayesnn.methods.gibbs import NOISE, Precisions
 from bayesnn.methods.step_size import StepSize
 from bayesnn.methods.variance_reduction import Anchor
 from bayesnn.model import BayesianModel, State
-from bayesnn.rng import Streams, generator, isolated
+from bayesnn.rng import Streams
 from bayesnn.source import Source
 
 if TYPE_CHECKING:
@@ -76,11 +76,7 @@ class SamplerRun(Run):
     def begin_epoch(self, epoch: int, batches: Any) -> None:
         self._batches = batches
         if self._needs_some and not self._some:
-            # Before the epoch's own iterator opens: a second one beside it would restart a user's loader.
-            with isolated(generator(0)):
-                for rows in islice(batches.peek(), STATISTICS):
-                    x, y = self.model.place(*rows)
-                    self._some.append((x, y))
+            self._some = self.peek(batches, STATISTICS)
         if self._method.variance_reduction == "svrg":
             self._anchor = None
 
@@ -169,12 +165,15 @@ class SamplerRun(Run):
         Of all rows at once the gradient vanishes at the mode, but not over the posterior: its variance there, T times
         the Hessian of U / N^2, is by Fisher's identity that of a piece's gradient times the piece's share of the rows.
         """
-        pieces, share, divided = self._some, 1.0, self.plan.batch_size >= self.plan.num_data
+        pieces, share, divided = self._some, 1.0, self.plan.batch_size >= (self.plan.rows or self.plan.num_data)
         if divided:
             x, y = self._some[0]
             size = max(1, len(x) // STATISTICS)
             whole = len(x) // size * size
-            pieces, share = list(zip(x[:whole].split(size), y[:whole].split(size), strict=True)), size / len(x)
+            pieces, share = (
+                list(zip(x[:whole].split(size), y[:whole].split(size), strict=True)),
+                size / self.plan.num_data,
+            )
         sums = {p: torch.zeros_like(p) for p in self._parameters}
         for x, y in pieces:
             self._backward(x, y, once=divided)

@@ -132,7 +132,7 @@ class StepSize:
         injected = self._sampler.injected({**group, "lr": group["lr"] / group.get("scale", 1.0)})
         # At the mode, where the first looks are taken, rows disagree less than over the posterior.
         late = _later_half(self._row_variances)
-        return sum(late) / len(late) * self._plan.unseen / (self._plan.rows * injected)
+        return sum(late) / len(late) * self._plan.unseen / (self._plan.rows_a_step * injected)
 
     def state_dict(self) -> dict[str, Any]:
         direction = None if self._direction is None else [v.clone() for v in self._direction]

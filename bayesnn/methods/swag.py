@@ -6,7 +6,6 @@ import copy
 import math
 from collections import deque
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +26,7 @@ from bayesnn.methods.curvature import largest_curvature
 from bayesnn.methods.flat import FlatWeights
 from bayesnn.methods.map import MAP, MAPRun
 from bayesnn.model import BayesianModel, State
-from bayesnn.rng import Streams, generator, isolated
+from bayesnn.rng import Streams
 from bayesnn.source import Draws, LowRankNormal, NormalSource, Source
 
 LR_MOST = 0.1  # of lr / (1 - momentum)
@@ -154,9 +153,7 @@ class _SWAGRun(MAPRun):
                 "step: lower batch_size."
             )
         if self._method.lr is None:
-            # Before the epoch's own iterator opens: a second one beside it would restart a user's loader.
-            with isolated(generator(0)):
-                self._rows = [self._checked(*self.model.place(x, y)) for x, y in islice(batches.peek(), LOOK_BATCHES)]
+            self._rows = [self._checked(x, y) for x, y in self.peek(batches, LOOK_BATCHES)]
 
     def _checked(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -180,7 +177,7 @@ class _SWAGRun(MAPRun):
 
     def _set_lr(self) -> None:
         """The lr at which SGD's variance along the stiffest direction is the posterior's, and that is stable."""
-        N, B, slow = self.plan.num_data, self.plan.rows, 1 - self._method.momentum
+        N, B, slow = self.plan.num_data, self.plan.rows_a_step, 1 - self._method.momentum
 
         def row_losses() -> Tensor:
             prior = prior_loss(self._others, N)

@@ -314,12 +314,15 @@ def test_two_rows_more_than_a_minibatch_make_two_of_one_size(kind: type[SamplerM
 def test_the_noise_of_minibatches_goes_by_their_harmonic_mean() -> None:
     """(1 / B)(N - B)/(N - 1) in the mean over an epoch, for even sizes and for a loader with a short last one."""
     even = Plan(66, 64, 1, 2, 1)
-    assert even.unseen / even.rows == pytest.approx(33 / 65 / 33)
+    assert even.unseen / even.rows_a_step == pytest.approx(33 / 65 / 33)
     loaders = Plan(66, 64, 1, 2, 1, short_last=True)
-    assert loaders.unseen / loaders.rows == pytest.approx((2 / 65 / 64 + 64 / 65 / 2) / 2)
-    assert Plan(66, 64, 1, 1, 1, short_last=True).rows == 64  # drop_last
+    assert loaders.unseen / loaders.rows_a_step == pytest.approx((2 / 65 / 64 + 64 / 65 / 2) / 2)
+    assert Plan(66, 64, 1, 1, 1, short_last=True).rows_a_step == 64  # drop_last
     assert Plan(66, 66, 1, 1, 1).unseen == 0
-    assert (Plan(66, 64, 1, 2, 1, independent=True).rows, Plan(66, 64, 1, 2, 1, independent=True).unseen) == (64, 1)
+    assert (Plan(66, 64, 1, 2, 1, independent=True).rows_a_step, Plan(66, 64, 1, 2, 1, independent=True).unseen) == (
+        64,
+        1,
+    )
 
 
 @pytest.mark.parametrize("changing", ["cycles", "lambda", "sequential"])
