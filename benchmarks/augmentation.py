@@ -1,4 +1,4 @@
-"""What augmentation does for LeNet5 on few digits, and what it costs beside a step: docs/augmentation.md.
+"""What augmentation does for LeNet5 on few digits, and what it costs beside a step.
 
 OMP_NUM_THREADS=1 python benchmarks/augmentation.py [--rows 500] [--steps 400] [--data mnist]
 """

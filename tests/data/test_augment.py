@@ -272,9 +272,9 @@ def test_chains_side_by_side_and_bf16(options):
 
 def test_a_loader_is_transformed_as_well():
     x, y = digits()
-    loader = [(x[:12], y[:12]), (x[12:], y[12:])]
+    loader = bnn.data.Loader([(x[:12], y[:12]), (x[12:], y[12:])], num_data=24)
     fits = [
-        bnn.fit(classifier(), loader, bnn.MAP(), num_data=24, epochs=2, augment=augment, progress=False)
+        bnn.fit(classifier(), loader, bnn.MAP(), epochs=2, augment=augment, progress=False)
         for augment in (None, Noise(0.5))
     ]
     assert not torch.equal(*(weights(posterior) for posterior in fits))
