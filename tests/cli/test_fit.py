@@ -212,3 +212,19 @@ def test_what_an_interrupted_fit_has_is_saved(run, tmp_path, monkeypatch):
     assert result.exit_code == 130
     assert result.stdout.endswith(f"The run is in {tmp_path / 'run'}\n")
     assert _runs.load(tmp_path / "run").posterior.num_chains == 1
+
+
+def test_transforms_are_those_of_the_library(run, refused, tmp_path):
+    out = tmp_path / "run"
+    options = ("--net", "lenet5", "--method", "map", "--epochs", "1", "--no-progress", "--out")
+    how = ("--augment", "rotation:15", "--augment", "shift:1")
+    assert run("fit", "digits", *how, *options, out).exit_code == 0
+    loaded = _runs.load(out)
+    assert loaded.settings["augment"] == ["rotation:15", "shift:1"]
+    transform = bnn.data.Compose(bnn.data.Rotation(15), bnn.data.Shift(1))
+    model = bnn.BayesianModel(bnn.nets.LeNet5((1, 8, 8)), likelihood=bnn.likelihoods.Categorical())
+    mine = bnn.fit(model, bnn.data.load("digits")[0], bnn.MAP(), epochs=1, augment=transform, progress=False)
+    for name, weight in mine.states()[0][0].items():
+        torch.testing.assert_close(weight, loaded.posterior.states()[0][0][name])
+    assert "did you mean 'rotation'" in refused("fit", "digits", "--augment", "rotatoin:15", *options, tmp_path / "no")
+    assert "rotation:15" in refused("fit", "digits", "--augment", "rotation:much", *options, tmp_path / "no")
