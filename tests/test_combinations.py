@@ -222,7 +222,8 @@ def test_the_tables_hold_every_class_there_is() -> None:
     rules = {type(prior) for prior in PRIORS.values()}
     kinds = {type(make()) for make, *_ in LIKELIHOODS.values()}
     known = {cls for cls in vars(priors).values() if isinstance(cls, type) and issubclass(cls, priors.Prior)}
-    assert known - rules == {priors.Prior, priors.Independent}  # the latter is made for one net: test_posterior.py
+    # Of the latter two each is made for one net: test_posterior.py, test_priors.py.
+    assert known - rules == {priors.Prior, priors.Independent, priors.Informative}
     known = {getattr(likelihoods, name) for name in likelihoods.__all__}
     known = {cls for cls in known if isinstance(cls, type) and issubclass(cls, likelihoods.Likelihood)}
     assert known - kinds == {likelihoods.Likelihood}

@@ -39,7 +39,7 @@ def model_of(net: nn.Module | None = None, **options: Any) -> bnn.BayesianModel:
 
 
 def fit(method: bnn.methods.Method, model: bnn.BayesianModel | None = None, **options: Any) -> bnn.Posterior:
-    """Eight epochs, of minibatches of 16 and 8 rows."""
+    """Eight epochs, of two minibatches of 12 rows."""
     settings = {"epochs": 8, "batch_size": 16, "chains": CHAINS, "progress": False, **options}
     return bnn.fit(model or model_of(), settings.pop("data", (X, Y)), method, **settings)
 
@@ -52,8 +52,8 @@ def assert_alike(one: bnn.Posterior, other: bnn.Posterior, rtol: float = 1e-8, a
             for name in state:
                 torch.testing.assert_close(state[name], second[name], rtol=rtol, atol=atol)
     for row, again in zip(one.history, other.history, strict=True):
-        assert row.keys() == again.keys()
-        for name in row.keys() - {"seconds", "kinetic_temperature"}:
+        assert again.keys() == {name for name in row if not name.startswith("gradient_norm/")}
+        for name in again.keys() - {"seconds", "kinetic_temperature"}:
             np.testing.assert_allclose(row[name], again[name], rtol=rtol, atol=atol)
 
 

@@ -90,7 +90,10 @@ class MCLMC(FullBatchMethod):
         super().__post_init__()
         positive("energy_variance", self.energy_variance)
         fraction("warm_up", self.warm_up)
-        fraction("burn_in", self.burn_in)
+        if fraction("burn_in", self.burn_in) <= self.warm_up:
+            raise ValueError(
+                f"Expected burn_in > warm_up ({self.warm_up!r}), got {self.burn_in!r}: between them MCLMC is tuned."
+            )
         if self.integrator not in INTEGRATORS:
             raise unknown("integrator", self.integrator, INTEGRATORS)
 
@@ -101,11 +104,6 @@ class MCLMC(FullBatchMethod):
         super().check(model, plan)
         if model.num_weights() < 2:
             raise ValueError("Expected at least 2 weights for MCLMC, whose speed is constant, got 1: use NUTS.")
-        if self.unkept_steps(plan.steps) - int(self.warm_up * plan.steps) < 3:
-            raise ValueError(
-                f"Expected a burn_in that leaves steps after the warm-up for the tuning of MCLMC, got {self.burn_in!r} "
-                f"and warm_up={self.warm_up!r} of {plan.steps} steps: raise burn_in, or lower warm_up."
-            )
 
     def start(self, model: BayesianModel, plan: Plan, streams: Streams, init: Source | None = None) -> Run:
         return _MCLMCRun(self, model, plan, streams, init)

@@ -164,7 +164,7 @@ def test_rows_drawn_with_replacement_are_noisier() -> None:
     sampler = bnn.optim.SGLD([weight], lr=0.01, num_data=64)
 
     def share(batch: int, independent: bool) -> float:
-        plan = Plan(64, batch, 1, 1, 1, independent=independent)
+        plan = Plan(64, batch, 1, 64 // batch, 1, independent=independent)
         step_size = StepSize(sampler, [weight], True, 0.25, plan)
         step_size._row_variances = [1.0]
         return step_size.share()
