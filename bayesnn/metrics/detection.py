@@ -39,12 +39,14 @@ def uncertainty_scores(logits: Tensor) -> dict[str, Tensor]:
     mixture = log_p.exp().mean(0)
     entropy = -torch.special.xlogy(mixture, mixture).sum(1)
     expected = -(log_p.exp() * log_p).sum(2).mean(0)
+    # Of one draw it is 0, and rounding would rank the inputs.
+    mutual = (entropy - expected).clamp_min(0) if len(logits) > 1 else torch.zeros_like(entropy)
     votes = torch.nn.functional.one_hot(logits.argmax(2), logits.shape[2]).double().mean(0)
     return {
         "max probability": 1 - mixture.max(1).values,
         "entropy": entropy,
         "expected entropy": expected,
-        "mutual information": (entropy - expected).clamp_min(0),
+        "mutual information": mutual,
         "energy": -logits.logsumexp(2).mean(0),
         "variation ratio": 1 - votes.max(1).values,
     }

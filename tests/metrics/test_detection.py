@@ -6,6 +6,7 @@ from scipy.stats import entropy
 
 import bayesnn as bnn
 from bayesnn import metrics
+from bayesnn.metrics import uncertainty_scores
 from bayesnn.source import Draws
 
 
@@ -93,3 +94,8 @@ def test_what_has_no_such_scores_is_refused():
     for bad in (torch.zeros(0), torch.zeros(2, 2), torch.tensor([float("nan")])):
         with pytest.raises(ValueError, match="Expected scores of outside inputs"):
             metrics.auroc(torch.zeros(3), bad)
+
+
+def test_one_draw_says_nothing_of_the_epistemic_part():
+    logits = 5 * torch.randn(1, 200, 10, generator=torch.Generator().manual_seed(0))
+    assert not uncertainty_scores(logits)["mutual information"].any()
