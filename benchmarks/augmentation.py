@@ -25,7 +25,7 @@ def load(name: str, rows: int) -> tuple[bnn.data.Data, bnn.data.Data]:
 
 
 def model_for(data: bnn.data.Data) -> bnn.BayesianModel:
-    return bnn.BayesianModel(nets.LeNet5(data.in_shape, data.num_outputs))
+    return bnn.BayesianModel(nets.LeNet5(data.in_shape, data.num_outputs), likelihood=bnn.likelihoods.Categorical())
 
 
 def scores(train: bnn.data.Data, test: bnn.data.Data, steps: int) -> None:

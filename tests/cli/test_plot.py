@@ -51,11 +51,10 @@ def test_bad_input_is_one_line_and_exit_2(refused, gap, tmp_path):
     assert "without run.json" in refused("plot", tmp_path, "band", "--out", tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("picture", ["band", "pit", "weights"])
+@pytest.mark.parametrize("picture", ["band", "coverage", "weights"])
 def test_the_seed_is_that_of_the_samples(run, gap, tmp_path, picture):
     drawn = []
-    for seed in (0, 1, 2, 3, 3):  # a histogram of few rows may be the same for two of them
+    for seed in (0, 1, 1):
         assert run("plot", gap, picture, "--seed", seed, "--out", tmp_path / "picture.png").exit_code == 0
         drawn.append((tmp_path / "picture.png").read_bytes())
-    assert drawn[3] == drawn[4]
-    assert len(set(drawn)) > 1
+    assert drawn[0] != drawn[1] == drawn[2]
