@@ -26,7 +26,7 @@ from bayesnn.methods.calls import CALLS
 from bayesnn.methods.compiled import AsModule
 from bayesnn.model import BayesianModel, State
 
-# What the widest layer makes of one block of draws, on a CPU and on a GPU: it should stay in the cache.
+# What the widest layer makes of one block of draws, and their weights, on a CPU and on a GPU: to stay in the cache.
 STACK_BYTES = 2 * 2**20, 64 * 2**20
 
 _ACTIVATIONS = (
@@ -187,8 +187,11 @@ def _part(prefix: str, state: State) -> State:
 
 
 def _block_of_draws(net: nn.Module, rows: int) -> int:
-    """How many draws one pass of so many rows takes; 1 where it does not pay."""
-    weight = next(net.parameters())
-    widest = max((len(p) for p in net.parameters() if p.dim() == 2), default=0)
-    size = widest * rows * weight.element_size()
-    return max(1, STACK_BYTES[weight.device.type != "cpu"] // size) if size else 1
+    """How many draws one pass of so many rows takes; 1 where it does not pay, or some weight is of no linear layer."""
+    parameters = list(net.parameters())
+    if any(p.dim() > 2 for p in parameters):
+        return 1
+    widest = max((len(p) for p in parameters if p.dim() == 2), default=0)
+    numbers = max(widest * rows, sum(p.numel() for p in parameters))
+    first = parameters[0]
+    return max(1, STACK_BYTES[first.device.type != "cpu"] // (numbers * first.element_size())) if widest else 1

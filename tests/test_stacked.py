@@ -114,6 +114,20 @@ def test_states_of_buffers_are_refused():
         Stacked(Net(None), {"constant": torch.ones(DRAWS, 3)})
 
 
+def never():
+    raise AssertionError("a draw was taken")
+    yield
+
+
+@pytest.mark.parametrize("net", [bnn.nets.LeNet5((1, 8, 8)), nn.Sequential(nn.Linear(600, 1000), nn.Linear(1000, 2))])
+def test_draws_that_would_fill_the_memory_are_not_stacked(net):
+    """Convolutions have no product of all draws, and the weights of a block count as what it makes of the inputs."""
+    x = torch.zeros(2, 1, 8, 8) if isinstance(net, bnn.nets.LeNet5) else torch.zeros(2, 600)
+    model = bnn.BayesianModel(net, likelihood=Categorical())
+    with pytest.raises(NotStackableError):
+        stacked.params_of_draws(model, never(), [x])
+
+
 class Sorted(Normal):
     """Looks at values, which vmap cannot."""
 

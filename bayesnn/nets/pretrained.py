@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import pickle
+import pickle  # for the name of an error: nothing is unpickled that runs code
 import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
