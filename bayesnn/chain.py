@@ -68,7 +68,7 @@ class Chain:
         """All epochs, until the budget, the patience or a NaN ends them."""
         steps = self.plan.steps - self.state.schedule_from
         schedulers = [method.make_schedule(optimizer, steps) for optimizer in self.state.optimizers]
-        self._schedulers = self.state.schedulers = [scheduler for scheduler in schedulers if scheduler is not None]
+        self.state.schedulers = [scheduler for scheduler in schedulers if scheduler is not None]
         for block in _blocks(self.plan.epochs):
             began = time.perf_counter()
             with isolated(self.state.streams.fence):
@@ -105,7 +105,7 @@ class Chain:
                 total += value
             self._keep(run.draw())
             if self.steps > run.schedule_from:
-                for scheduler in self._schedulers:
+                for scheduler in run.schedulers:
                     scheduler.step()
             count += 1
         while losses:
