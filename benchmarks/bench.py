@@ -144,7 +144,7 @@ def fits(rounds: int) -> Rows:
     for title, (net, x, *_) in cases().items():
         if title.startswith("ResNet"):
             continue
-        rows = torch.randn(64 * len(x), *x.shape[1:], generator=generator(1))
+        rows = torch.randn(256 * len(x), *x.shape[1:], generator=generator(1))
         y = torch.randint(10, (len(rows),), generator=generator(1))
         taken = fit_against_bare_loop(net, rows, y, len(x), rounds=rounds)
         yield f"{title}: fit to its steps in a bare loop", Row(taken, 1.03)

@@ -47,7 +47,7 @@ class Study:
     data: str
     net: Callable[[], nn.Module]
     fits: dict[str, Fit]
-    gain: float = 3.0
+    gain: float = 2**0.5
     batch: int = 128
 
     def model(self) -> bnn.BayesianModel:
@@ -59,6 +59,11 @@ def _mlp() -> nn.Module:
     return bnn.nets.MLP(784, (512, 512), 10)
 
 
+def _convnet() -> nn.Module:
+    """Convolutions of 32 and 64 channels, 421,642 weights; in the order in memory that a CPU is fastest with."""
+    return bnn.nets.ConvNet((1, 28, 28), 10, channels=(32, 64), dense=(128,)).to(memory_format=torch.channels_last)
+
+
 STUDIES = {
     "mnist-lenet5": Study(
         "mnist",
@@ -66,29 +71,29 @@ STUDIES = {
         {
             "MAP": Fit(bnn.MAP(), 20),
             "ensemble of 4": Fit(bnn.MAP(), 20, 4),
-            "MeanFieldVI": Fit(bnn.MeanFieldVI(), 60),
+            "MeanFieldVI": Fit(bnn.MeanFieldVI(lr=2e-3), 60),
+            "SGLD": Fit(bnn.SGLD(draws=25), 20, 4, "ensemble of 4"),
             "SGHMC": Fit(bnn.SGHMC(draws=25), 20, 4, "ensemble of 4"),
         },
     ),
     "mnist-mlp": Study("mnist", _mlp, {"MAP": Fit(bnn.MAP(), 20), "MeanFieldVI": Fit(bnn.MeanFieldVI(lr=2e-3), 60)}),
-    "fashion-lenet5": Study(
+    "fashion-convnet": Study(
         "fashion-mnist",
-        bnn.nets.LeNet5,
+        _convnet,
         {
-            "MAP": Fit(bnn.MAP(), 20),
-            "ensemble of 4": Fit(bnn.MAP(), 20, 4),
-            "SGHMC": Fit(bnn.SGHMC(draws=25), 40, 4, "ensemble of 4"),
+            "MAP": Fit(bnn.MAP(), 6),
+            "ensemble of 4": Fit(bnn.MAP(), 6, 4),
+            "SGHMC": Fit(bnn.SGHMC(draws=10), 6, 4, "ensemble of 4"),
         },
     ),
-    # Equal budgets: 240 epochs in all.
+    # Equal budgets: 20 epochs in all.
     "cifar10-resnet20": Study(
         "cifar10",
         lambda: bnn.nets.ResNet(20, norm="frn"),
         {
-            "MAP": Fit(bnn.MAP(), 240),
-            "start of SGHMC": Fit(bnn.MAP(), 30, 4),
-            "SGHMC": Fit(bnn.SGHMC(draws=10), 30, 4, "start of SGHMC"),
-            "MeanFieldVI": Fit(bnn.MeanFieldVI(lr=2e-3), 240),
+            "MAP": Fit(bnn.MAP(), 20),
+            "SGHMC": Fit(bnn.SGHMC(draws=20), 20),
+            "MeanFieldVI": Fit(bnn.MeanFieldVI(), 20),
         },
         batch=64,
     ),

@@ -59,6 +59,10 @@ def fit(
             metavar="NAME[:AMOUNT]",
         ),
     ] = None,
+    sampling: Annotated[
+        str | None,
+        typer.Option(help="balanced: rows of every class are drawn as often; the posterior stays what it was."),
+    ] = None,
     target: Annotated[str | None, typer.Option(help="CSV: the column to predict.", metavar="COLUMN")] = None,
     kind: Annotated[
         str, typer.Option(help="CSV: classes or regression; auto takes integers and text for classes.")
@@ -98,6 +102,7 @@ def fit(
         settings: dict[str, Any] = {
             "method": method, "epochs": epochs, "batch_size": batch_size, "lr": lr,
             "chains": usual if chains is None else chains, "seed": seed, "validation": validation, "device": device,
+            "sampling": sampling,
         }  # fmt: skip
         how = {key: value for key, value in settings.items() if key not in ("method", "lr")}
         posterior = run(model, source.train, algorithm, augment=transform, progress=progress, **how)

@@ -230,3 +230,21 @@ def test_transforms_are_those_of_the_library(run, refused, tmp_path):
         torch.testing.assert_close(weight, loaded.posterior.states()[0][0][name])
     assert "did you mean 'rotation'" in refused("fit", "digits", "--augment", "rotatoin:15", *options, tmp_path / "no")
     assert "degrees" in refused("fit", "digits", "--augment", "rotation:much", *options, tmp_path / "no")
+
+
+def test_rows_of_rare_classes_are_drawn_as_often(run, refused, tmp_path):
+    out = tmp_path / "run"
+    options = ("--method", "map", "--net", "linear", "--epochs", "2", "--no-progress", "--out")
+    assert run("fit", "breast-cancer", "--sampling", "balanced", *options, out).exit_code == 0
+    loaded = _runs.load(out)
+    assert loaded.settings["sampling"] == "balanced"
+    train = bnn.data.load("breast-cancer")[0]
+    model = bnn.BayesianModel(torch.nn.Linear(30, 2), likelihood=bnn.likelihoods.Categorical())
+    mine, plain = (
+        bnn.fit(model, train, method_named("map")[0], epochs=2, sampling=sampling, progress=False)
+        for sampling in ("balanced", None)
+    )
+    for name, weight in loaded.posterior.states()[0][0].items():
+        torch.testing.assert_close(weight, mine.states()[0][0][name])
+        assert not torch.allclose(weight, plain.states()[0][0][name])
+    assert "Expected" in refused("fit", "breast-cancer", "--sampling", "even", *options, tmp_path / "no")

@@ -259,8 +259,8 @@ def test_fit_transforms_standardised_data_in_their_own_units():
     torch.testing.assert_close(seen[-1], x)
 
 
-@pytest.mark.parametrize("options", [{"vectorize": True}, {"precision": "bf16"}])
-def test_chains_side_by_side_and_bf16(options):
+@pytest.mark.parametrize("options", [{"vectorize": True}, {"precision": "bf16"}, {"compile": True}])
+def test_chains_side_by_side_bf16_and_compiled(options):
     def run(augment):
         options_ = {"epochs": 4, "batch_size": 8, "chains": 2, "progress": False, "augment": augment, **options}
         return weights(bnn.fit(classifier(), digits(), bnn.SGLD(draws=3), **options_))
