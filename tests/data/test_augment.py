@@ -340,7 +340,7 @@ def test_real_targets_are_refused():
 
 
 def test_kornia_is_a_transform_too():
-    kornia = pytest.importorskip("kornia.augmentation")
+    kornia = pytest.importorskip("kornia.augmentation")  # an extra
     turn = kornia.RandomRotation(20.0, p=1.0)
 
     def turned(x, generator):
