@@ -141,6 +141,8 @@ class BayesianModel(nn.Module):
                         self.hyperpriors[f"net.{name}"] = prior.hyperprior
         self._restore_precisions()
         stated: dict[str, Any] = getattr(self.prior, "likelihood_priors", dict)()
+        own = dict(self.likelihood.named_parameters())  # noise that is fixed has no prior
+        stated = {name: prior for name, prior in stated.items() if name in own}
         for name, prior in {**self.likelihood.priors(), **stated}.items():
             self.log_priors[f"likelihood.{name}"] = prior
         self.deterministic = [

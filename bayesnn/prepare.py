@@ -84,6 +84,7 @@ def prepare(
         if sampling is not None:
             raise ValueError("Expected no sampling= with a loader, which draws its own rows: give data in memory.")
         loader = data if isinstance(data, Loader) else Loader(data, num_data)
+        count = loader.num_data if num_data is None else at_least("num_data", num_data, 1)
         if is_real(validation):
             raise ValueError("Expected validation=(x, y) beside a loader, got a share: a loader cannot be split.")
         with isolated(generator(seed)):  # a DataLoader takes a seed from torch's global generator
@@ -95,7 +96,7 @@ def prepare(
         held_out = _checked_validation(model, _as_data(validation)) if validation is not None else None
         random_net = _is_random(model, x)
         size, shape = len(x), x.shape[1:]
-        return Task(None, None, loader, held_out, None, loader.num_data, outputs, random_net, x.device, size, shape)
+        return Task(None, None, loader, held_out, None, count, outputs, random_net, x.device, size, shape)
 
     train = _as_data(data)
     held_out = None

@@ -50,6 +50,14 @@ class Prior(ABC):
         """Rules of this prior that no parameter of ``net`` meets: a misspelt one would be silently without effect."""
         return []
 
+    def likelihood_priors(self) -> dict[str, Any]:
+        """Priors of the likelihood's own parameters, by name, in place of those that it states itself.
+
+        A rule over the net's parameters leaves them to its default.
+        """
+        default = getattr(self, "default", None)
+        return default.likelihood_priors() if isinstance(default, Prior) else {}
+
     def config(self) -> dict[str, Any]:
         """The prior as JSON: ``from_config(prior.config())`` gives an equal one; a user's own is a name only."""
         if type(self) not in _KINDS.values():
@@ -257,7 +265,7 @@ class Independent(Prior):
         return dist.Normal(loc, scale, validate_args=False).to_event(parameter.dim())
 
     def likelihood_priors(self) -> dict[str, Any]:
-        """Priors of the likelihood's own parameters, by name, in place of those that it states itself."""
+        """What the posterior says of them."""
         return {name: dist.Normal(loc, scale).to_event(loc.dim()) for name, (loc, scale) in self.likelihood.items()}
 
     def config(self) -> dict[str, Any]:

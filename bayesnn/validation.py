@@ -26,13 +26,16 @@ def score(
     predictive = Predictive(model, [partial(iter, states)], [len(states)], validation.x, target)
     y = predictive._targets(validation.y)
     row = {"val_nll": -float(predictive.log_prob(y).double().mean())}
+    labels = model.likelihood.labels(y)
     if model.likelihood.kind == "classes":
-        mean, y = predictive.mean, model.likelihood.labels(y)
-        guess = mean.argmax(-1) if mean.dim() > y.dim() else mean > 0.5
-        row["val_accuracy"] = float((guess == y).double().mean())
+        mean = predictive.mean
+        guess = mean.argmax(-1) if mean.dim() > labels.dim() else mean > 0.5
+        row["val_accuracy"] = float((guess == labels).double().mean())
     else:
         with suppress(ValueError):  # a distribution without a mean (Student's t with df <= 1) has no such error
             row["val_rmse"] = float((predictive.mean - y).square().mean().sqrt())
-    if stopping is not None and stopping.column not in row:
-        row[stopping.column] = stopping.measure(predictive, y)
+    # A function of the user's own is called whatever its name is, and with the targets as they are, soft labels too.
+    own = stopping is not None and callable(stopping.metric)
+    if stopping is not None and (own or stopping.column not in row):
+        row[stopping.column] = stopping.measure(predictive, y if own else labels)
     return row

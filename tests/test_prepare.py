@@ -82,6 +82,8 @@ class TestLoaders:
 
     def test_the_plan_does_not_limit_the_pass(self):
         loader = Loader(DataLoader(Stream(), batch_size=16), num_data=32)
+        assert prepared(loader).num_data == 32
+        assert prepared(loader, num_data=64).num_data == 64  # what ``fit`` is told counts
         assert len(loader) == 2
         assert [len(y) for _, y in loader] == [16, 16, 16, 16, 1]
 

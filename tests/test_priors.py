@@ -297,6 +297,20 @@ def test_an_informative_prior_about_another_posterior_takes_its_spread_weight_by
     assert torch.equal(found.loc, mean["weight"])
 
 
+def test_rules_about_another_posterior_keep_what_it_says_of_the_noise():
+    mean, spread = (
+        {"weight": torch.ones(1, 2), "bias": torch.ones(1)},
+        {"weight": torch.ones(1, 2), "bias": torch.ones(1)},
+    )
+    before = priors.Independent(mean, spread, {"log_scale": (torch.tensor(-2.0), torch.tensor(0.1))})
+    rules = priors.ByName({"bias": priors.Normal()}, default=before)
+    for prior in (priors.Informative(mean, 0.5, before), rules, priors.ByType({"Conv2d": priors.Normal()}, rules)):
+        model = BayesianModel(nn.Linear(2, 1), prior, likelihoods.Normal())
+        assert float(model.log_priors["likelihood.log_scale"].mean) == -2.0
+        fixed = BayesianModel(nn.Linear(2, 1), prior, likelihoods.Normal(scale=0.1))
+        assert torch.isfinite(fixed.log_joint(torch.zeros(3, 2), torch.zeros(3)))
+
+
 def test_an_informative_prior_says_what_it_cannot_be_about():
     with pytest.raises(ValueError, match=r"mean of shape \(2, 2\) for 'weight', got \(1, 2\): give that layer another"):
         priors.Informative({"weight": torch.zeros(1, 2)})("weight", torch.zeros(2, 2), nn.Linear(2, 2))

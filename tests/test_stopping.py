@@ -66,6 +66,27 @@ def test_a_score_that_is_no_number_is_never_the_best():
     assert len(fit(EarlyStopping(3, lambda predictive, y: math.nan, "min")).history) == 3
 
 
+def test_a_function_is_called_whatever_its_name_is():
+    def nll(predictive, y):
+        return 5.0
+
+    assert fit(EarlyStopping(None, nll, "min"), epochs=2).info["best"] == [{"chain": 0, "epoch": 0, "val_nll": 5.0}]
+
+
+def test_a_function_is_given_soft_labels_as_they_are():
+    seen = []
+
+    def mine(predictive, y):
+        seen.append(y)
+        return 0.0
+
+    soft = torch.rand(60, 2, generator=G).softmax(1)
+    model = bnn.BayesianModel(nn.Linear(3, 2), likelihood=likelihoods.Categorical())
+    stopping = EarlyStopping(None, mine, "min")
+    bnn.fit(model, (X, soft), epochs=1, validation=(X, soft), early_stopping=stopping, progress=False)
+    assert torch.equal(seen[0], soft)
+
+
 def test_a_number_is_its_patience_by_the_likelihood():
     one, other = fit(2), fit(EarlyStopping(2, "nll"))
     strip = [[{k: v for k, v in row.items() if k != "seconds"} for row in each.history] for each in (one, other)]

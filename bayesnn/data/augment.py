@@ -230,7 +230,7 @@ def check_augment(augment: Any, x: Tensor) -> None:
         )
     stream = torch.Generator(device=x.device).manual_seed(0)
     try:
-        out: Any = augment(x, stream)
+        out: Any = augment(x.clone(), stream)
     except Exception as error:  # it may be a user's own code
         raise ValueError(f"Expected augment= to take inputs {tuple(x.shape)}, got: {first_line(error)}") from error
     if not isinstance(out, Tensor) or (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):

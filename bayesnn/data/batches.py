@@ -295,7 +295,8 @@ def _count_rows(batches: Iterable[Any]) -> int:
             f"Loader: expected a dataset with a length, got none in {type(batches).__name__}: "
             "pass num_data, the number of training rows"
         )
-    sampler = getattr(batches, "sampler", None)
+    # Of a DataLoader that was given a batch_sampler, ``sampler`` is one that is never asked.
+    sampler = getattr(getattr(batches, "batch_sampler", None), "sampler", getattr(batches, "sampler", None))
     if isinstance(sampler, WeightedRandomSampler):
         raise ValueError(
             "Loader: expected rows that come equally often, got a WeightedRandomSampler, whose posterior would be that "

@@ -62,10 +62,10 @@ class AlexNet(nn.Module):
             nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
         )  # fmt: skip
         height, width = (_last(side) for side in sides)
-        drop = [nn.Dropout(dropout)] if dropout else []
+        first, second = ([nn.Dropout(dropout)] if dropout else [] for _ in range(2))  # a mask is of one layer
         self.head = nn.Sequential(
-            nn.Linear(256 * height * width, 4096), nn.ReLU(), *drop,
-            nn.Linear(4096, 4096), nn.ReLU(), *drop,
+            nn.Linear(256 * height * width, 4096), nn.ReLU(), *first,
+            nn.Linear(4096, 4096), nn.ReLU(), *second,
             nn.Linear(4096, self.num_outputs),
         )  # fmt: skip
 

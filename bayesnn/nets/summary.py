@@ -19,7 +19,7 @@ class Layer:
     name : of the module in the net.
     kind : its class.
     shape : of its output for one input, (channels, height, width) of a feature map.
-    parameters : its own, without those of the modules inside.
+    parameters : its own, without those of the modules inside that were called.
     multiply_adds : for one input, a bias counted as one of them; None where they are not counted.
     """
 
@@ -36,9 +36,10 @@ class Summary:
 
     Attributes
     ----------
-    layers : those without modules inside, in the order in which they were called.
+    layers : those without modules inside, and those with parameters beside the modules inside (attention), in the order
+        in which they were called.
     parameters, trainable : numbers of all parameters of the net, and of those that are trained.
-    multiply_adds : of one input, all layers together.
+    multiply_adds : of one input, all layers together of which they are counted.
     priors : of a BayesianModel, (name, shape, prior) of each parameter; prior is "deterministic" where there is none.
     variational : of a BayesianModel, parameters of a mean-field q: a mean and a standard deviation for each weight.
     draw_bytes : of a BayesianModel, bytes of one stored draw.
@@ -95,6 +96,9 @@ def summary(net: nn.Module, in_shape: Sequence[int]) -> Summary:
     bayesian: Any = net if hasattr(net, "log_priors") else None
     module: nn.Module = bayesian.net if bayesian is not None else net
     first = next(iter(module.parameters()), torch.zeros(()))
+    training = [
+        (one, one.training) for one in module.modules()
+    ]  # torchinfo puts back the net's mode, and no part's own
     try:
         found = torchinfo.summary(
             module, input_data=first.new_zeros(1, *in_shape), verbose=0, mode="eval", device=first.device
@@ -102,17 +106,22 @@ def summary(net: nn.Module, in_shape: Sequence[int]) -> Summary:
     except RuntimeError as error:
         cause = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(f"Expected a net that takes an input of shape {tuple(in_shape)}, got: {cause}") from error
+    finally:
+        for one, mode in training:
+            one.training = mode
     names = {id(one): name for name, one in module.named_modules()}
+    called = {info.layer_id for info in found.summary_list}
     layers = tuple(
         Layer(
-            names.get(info.layer_id, info.var_name),
+            names.get(info.layer_id) or info.var_name,
             info.class_name,
             tuple(info.output_size[1:]),
-            max(info.num_params, 0),
-            info.macs if info.macs or not info.num_params else None,
+            own,
+            info.macs if info.is_leaf_layer and (info.macs or not own) else None,
         )
         for info in found.summary_list
-        if info.is_leaf_layer
+        if (own := max(info.num_params, 0) if info.is_leaf_layer else _beside(info.module, called))
+        or info.is_leaf_layer
     )
     total = sum(p.numel() for p in module.parameters())
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -123,6 +132,12 @@ def summary(net: nn.Module, in_shape: Sequence[int]) -> Summary:
     weights = sum(state[name].numel() for name in bayesian.log_priors)
     stored = sum(value.nbytes for value in state.values())
     return replace(plain, priors=_priors(bayesian), variational=2 * weights, draw_bytes=stored)
+
+
+def _beside(module: nn.Module, called: set[int]) -> int:
+    """Parameters that a module with others inside uses itself: its own, and those of parts that are never called."""
+    inside = sum(_beside(one, called) for one in module.children() if id(one) not in called)
+    return inside + sum(p.numel() for p in module.parameters(recurse=False))
 
 
 def _priors(model: Any) -> tuple[tuple[str, tuple[int, ...], str], ...]:

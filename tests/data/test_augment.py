@@ -350,3 +350,18 @@ def test_kornia_is_a_transform_too():
     x = images(4, 1, 8, 8)
     assert torch.equal(turned(x, seeded()), turned(x, seeded()))
     bnn.fit(classifier(), digits(), epochs=1, augment=turned, progress=False)
+
+
+@pytest.mark.parametrize("given", ["minibatches", "all rows", "a loader"])
+def test_a_transform_may_write_into_what_it_is_given(given):
+    def noise(x, generator):
+        return x.add_(torch.randn(x.shape, generator=generator))
+
+    x, y = digits()
+    before = x.clone()
+    data = bnn.data.Loader([(x, y)], len(x)) if given == "a loader" else (x, y)
+    size = 5 if given == "minibatches" else None
+    posterior = bnn.fit(classifier(), data, bnn.MAP(), epochs=3, batch_size=size, augment=noise, progress=False)
+    assert torch.equal(x, before)
+    assert posterior.predict(x, augment=noise, transforms=3).mean.shape == (24, 3)
+    assert torch.equal(x, before)

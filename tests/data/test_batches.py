@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from bayesnn.data import Batches, Loader
 
@@ -170,10 +170,12 @@ class TestLoader:
         assert len(loader) == 3
 
     def test_a_sampler_over_a_part_of_the_rows_needs_num_data(self):
-        part = DataLoader(TensorDataset(*rows()), batch_size=2, sampler=SubsetRandomSampler([0, 1, 2, 3]))
-        with pytest.raises(ValueError, match=r"all 10 rows .* visits 4: pass num_data"):
-            Loader(part)
-        assert Loader(part, num_data=4).num_data == 4
+        data, sampler = TensorDataset(*rows()), SubsetRandomSampler([0, 1, 2, 3])
+        in_batches = DataLoader(data, batch_sampler=BatchSampler(sampler, 2, drop_last=False))
+        for part in (DataLoader(data, batch_size=2, sampler=sampler), in_batches):
+            with pytest.raises(ValueError, match=r"all 10 rows .* visits 4: pass num_data"):
+                Loader(part)
+            assert Loader(part, num_data=4).num_data == 4
 
     def test_steps_per_epoch_goes_on_where_the_epoch_before_stopped(self):
         loader = Loader(DataLoader(TensorDataset(*rows()), batch_size=4), steps_per_epoch=2)

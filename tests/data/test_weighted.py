@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset, WeightedRandomSampler
 
 import bayesnn as bnn
 from bayesnn.data.batches import Loader
@@ -85,9 +85,12 @@ def test_what_cannot_be_is_refused(sampling: object, y: torch.Tensor, message: s
         row_probabilities(sampling, y)
 
 
-def test_a_loader_that_draws_rows_unevenly_is_refused_unless_it_is_meant() -> None:
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_loader_that_draws_rows_unevenly_is_refused_unless_it_is_meant(alone: bool) -> None:
     data = TensorDataset(X, Y)
-    loader = DataLoader(data, batch_size=2, sampler=WeightedRandomSampler(PROBS, N))
+    sampler = WeightedRandomSampler(PROBS, N)
+    own = {"sampler": sampler, "batch_size": 2} if alone else {"batch_sampler": BatchSampler(sampler, 2, False)}
+    loader = DataLoader(data, **own)
     with pytest.raises(ValueError, match="WeightedRandomSampler"):
         Loader(loader)
     assert Loader(loader, num_data=N).num_data == N

@@ -123,6 +123,23 @@ STEPS = {
 }
 
 
+WITH_DROPOUT = {
+    "MLP": lambda: nets.MLP(16, (8, 8), 5, dropout=0.5),
+    "ConvNet": lambda: nets.ConvNet((1, 8, 8), 5, (4,), dense=(8, 8), dropout=0.5),
+    "AlexNet": lambda: narrow(nets.AlexNet((1, 67, 67), 5, dropout=0.5)),
+    "VGG16": lambda: nets.VGG16((1, 32, 32), 5, dense=(8, 8), dropout=0.5),
+}
+
+
+@pytest.mark.parametrize("name", WITH_DROPOUT)
+def test_dropout_has_masks_that_mc_dropout_can_hold(name):
+    net = WITH_DROPOUT[name]()
+    x = torch.rand(3, *getattr(net, "in_shape", (16,)), generator=torch.Generator().manual_seed(0))
+    model = bnn.BayesianModel(net, likelihood=bnn.likelihoods.Categorical())
+    posterior = bnn.fit(model, (x, torch.arange(3)), bnn.MCDropout(), epochs=1, init="net", progress=False)
+    assert posterior.predict(x, draws=4).draws.std(1).max() > 0
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", STEPS)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 import bayesnn as bnn
 from bayesnn import nets
@@ -51,3 +52,28 @@ def test_nothing_is_changed_and_a_wrong_shape_is_one_line():
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     with pytest.raises(ValueError, match=r"takes an input of shape \(3, 30, 32\), got: ResNet: expected images"):
         nets.summary(net, (3, 30, 32))
+
+
+class Attentive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.shift = nn.Parameter(torch.zeros(4))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.attention(x, x, x)[0].mean(1) + self.shift)
+
+
+def test_parameters_beside_the_modules_inside_are_listed_and_not_taken_for_no_work():
+    found = nets.summary(Attentive(), (5, 4))
+    rows = {layer.kind: (layer.parameters, layer.multiply_adds) for layer in found.layers}
+    assert rows == {"Attentive": (4, None), "MultiheadAttention": (4 * 12 + 12 + 16 + 4, None), "Linear": (10, 10)}
+    assert sum(layer.parameters for layer in found.layers) == found.parameters
+
+
+def test_each_part_keeps_its_mode():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    net[1].eval()
+    nets.summary(net, (3,))
+    assert [module.training for module in net] == [True, False, True]
