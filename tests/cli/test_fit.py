@@ -247,4 +247,4 @@ def test_rows_of_rare_classes_are_drawn_as_often(run, refused, tmp_path):
     for name, weight in loaded.posterior.states()[0][0].items():
         torch.testing.assert_close(weight, mine.states()[0][0][name])
         assert not torch.allclose(weight, plain.states()[0][0][name])
-    assert "Expected" in refused("fit", "breast-cancer", "--sampling", "even", *options, tmp_path / "no")
+    assert "Known: balanced" in refused("fit", "breast-cancer", "--sampling", "even", *options, tmp_path / "no")
