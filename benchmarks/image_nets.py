@@ -166,12 +166,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="of the training and test parts, for a trial run")
     parser.add_argument("--out", type=Path, default=Path("results/image_nets.json"))
     arguments = parser.parse_args()
+    known = {*STUDIES} | {name for study in STUDIES.values() for name in study.fits}
+    if unknown := {*arguments.studies, *(arguments.methods or ())} - known:
+        parser.error(f"no study or method {min(unknown)!r}: take of {', '.join(sorted(known))}")
     torch.set_num_threads(1)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for name in arguments.studies:
         study = STUDIES[name]
-        train, test = (part.subset(range(arguments.rows or len(part))) for part in load(study.data))
+        train, test = (part.subset(range(min(arguments.rows or len(part), len(part)))) for part in load(study.data))
         for seed in arguments.seeds:
             fitted: dict[str, bnn.Posterior] = {}
             for method in arguments.methods or study.fits:
