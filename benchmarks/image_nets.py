@@ -69,11 +69,11 @@ STUDIES = {
         "mnist",
         bnn.nets.LeNet5,
         {
-            "MAP": Fit(bnn.MAP(), 20),
-            "ensemble of 4": Fit(bnn.MAP(), 20, 4),
-            "MeanFieldVI": Fit(bnn.MeanFieldVI(lr=2e-3), 60),
-            "SGLD": Fit(bnn.SGLD(draws=25), 20, 4, "ensemble of 4"),
-            "SGHMC": Fit(bnn.SGHMC(draws=25), 20, 4, "ensemble of 4"),
+            "MAP": Fit(bnn.MAP(), 10),
+            "ensemble of 4": Fit(bnn.MAP(), 10, 4),
+            "SGHMC": Fit(bnn.SGHMC(draws=25), 10, 4, "ensemble of 4"),
+            "SGLD": Fit(bnn.SGLD(draws=25), 10, 4, "ensemble of 4"),
+            "MeanFieldVI": Fit(bnn.MeanFieldVI(lr=2e-3), 30),
         },
     ),
     "mnist-mlp": Study("mnist", _mlp, {"MAP": Fit(bnn.MAP(), 20), "MeanFieldVI": Fit(bnn.MeanFieldVI(lr=2e-3), 60)}),
@@ -86,16 +86,16 @@ STUDIES = {
             "SGHMC": Fit(bnn.SGHMC(draws=10), 6, 4, "ensemble of 4"),
         },
     ),
-    # Equal budgets: 20 epochs in all.
+    # Equal budgets: 30 epochs in all.
     "cifar10-resnet20": Study(
         "cifar10",
         lambda: bnn.nets.ResNet(20, norm="frn"),
         {
-            "MAP": Fit(bnn.MAP(), 20),
-            "SGHMC": Fit(bnn.SGHMC(draws=20), 20),
-            "MeanFieldVI": Fit(bnn.MeanFieldVI(), 20),
+            "MAP": Fit(bnn.MAP(), 30),
+            "SGHMC": Fit(bnn.SGHMC(draws=30), 30),
+            "MeanFieldVI": Fit(bnn.MeanFieldVI(), 30),
         },
-        batch=64,
+        batch=32,
     ),
 }
 
