@@ -93,7 +93,7 @@ STUDIES = {
         {
             "MAP": Fit(bnn.MAP(), 30),
             "SGHMC": Fit(bnn.SGHMC(draws=30), 30),
-            "MeanFieldVI": Fit(bnn.MeanFieldVI(), 30),
+            "MeanFieldVI": Fit(bnn.MeanFieldVI(lr=2e-3), 30),
         },
         batch=32,
     ),
