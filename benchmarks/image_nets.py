@@ -47,16 +47,12 @@ class Study:
     data: str
     net: Callable[[], nn.Module]
     fits: dict[str, Fit]
-    gain: float = 2**0.5
+    prior: bnn.priors.Prior = bnn.priors.Layerwise(gain=2**0.5)
     batch: int = 128
 
     def model(self) -> bnn.BayesianModel:
-        """A fresh net with sd gain / sqrt(fan-in) for its weights."""
-        return bnn.BayesianModel(self.net(), bnn.priors.Layerwise(gain=self.gain), bnn.likelihoods.Categorical())
-
-
-def _mlp() -> nn.Module:
-    return bnn.nets.MLP(784, (512, 512), 10)
+        """A fresh net."""
+        return bnn.BayesianModel(self.net(), self.prior, bnn.likelihoods.Categorical())
 
 
 def _convnet() -> nn.Module:
@@ -76,7 +72,12 @@ STUDIES = {
             "MeanFieldVI": Fit(bnn.MeanFieldVI(lr=2e-3), 30),
         },
     ),
-    "mnist-mlp": Study("mnist", _mlp, {"MAP": Fit(bnn.MAP(), 20), "MeanFieldVI": Fit(bnn.MeanFieldVI(lr=2e-3), 60)}),
+    "mnist-mlp": Study(
+        "mnist",
+        lambda: bnn.nets.MLP(784, (512, 512), 10),
+        {"MAP": Fit(bnn.MAP(), 20), "MeanFieldVI": Fit(bnn.MeanFieldVI(lr=1e-3), 20)},
+        bnn.priors.Normal(1.0),
+    ),
     "fashion-convnet": Study(
         "fashion-mnist",
         _convnet,
