@@ -27,6 +27,7 @@ from torch import nn
 import bayesnn as bnn
 
 DRAWS = 100  # of all chains
+HE = bnn.priors.Layerwise(gain=2**0.5)  # sd sqrt(2 / fan-in): signals keep their size through layers of ReLU (He 2015)
 Row = dict[str, float]
 
 
@@ -47,7 +48,7 @@ class Study:
     data: str
     net: Callable[[], nn.Module]
     fits: dict[str, Fit]
-    prior: bnn.priors.Prior = bnn.priors.Layerwise(gain=2**0.5)
+    prior: bnn.priors.Prior = HE
     batch: int = 128
 
     def model(self) -> bnn.BayesianModel:
