@@ -32,9 +32,9 @@ Result = dict[str, Any]
 
 def fit_method(name: str, x: Tensor, seed: int) -> bnn.Posterior:
     """One of METHODS; the chains of SGHMC start in the nets of an ensemble, whose seconds count as theirs."""
-    model = bnn.BayesianModel(
-        bnn.nets.ConvAutoencoder(tuple(x.shape[1:]), code=32), bnn.priors.Layerwise(), bnn.likelihoods.Normal()
-    )
+    # The order in memory that convolutions are faster with on a CPU.
+    net = bnn.nets.ConvAutoencoder(tuple(x.shape[1:]), code=32).to(memory_format=torch.channels_last)
+    model = bnn.BayesianModel(net, bnn.priors.Layerwise(gain=2**0.5), bnn.likelihoods.Normal())
     options: dict[str, Any] = {"batch_size": BATCH, "seed": seed, "progress": False}
     if name == "MeanFieldVI":
         return bnn.fit(model, (x, x), bnn.MeanFieldVI(lr=2e-3), epochs=MEMBERS * EPOCHS, **options)
