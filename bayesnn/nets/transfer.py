@@ -17,6 +17,8 @@ from bayesnn.rng import generator, isolated
 if TYPE_CHECKING:
     from bayesnn.data import Data
 
+FEW = 8  # inputs that show which layer makes the outputs, and whether it alone does
+
 
 def replace_head(
     net: nn.Module, num_outputs: int, layer: str | None = None, in_shape: Sequence[int] | None = None, seed: int = 0
@@ -34,7 +36,7 @@ def replace_head(
         the shape of an input is known, else the one that was registered last.
     in_shape : sequence of int, optional
         Shape of one input; by default what ``net.in_shape`` or ``net.in_features`` says, which the nets of
-        :mod:`bayesnn.nets` have.
+        :mod:`bayesnn.nets` have. Without it no pass is made, and a sum of two heads is not noticed.
     seed : int
         Of the new weights, which are drawn as the layer draws its own.
 
@@ -42,7 +44,7 @@ def replace_head(
     ------
     ValueError
         If the last layer with weights is of another kind, is called several times, shares its weight or does not make
-        the net's outputs: then ``layer`` has to say which one it is.
+        the net's outputs, or not alone (two heads, a skip around it): then ``layer`` has to say which one it is.
 
     Examples
     --------
@@ -51,7 +53,7 @@ def replace_head(
     """
     at_least("num_outputs", num_outputs, 1)
     changed = copy.deepcopy(net)
-    name = find_head(changed, layer, _one_row(changed, in_shape))
+    name = find_head(changed, layer, _few_rows(changed, in_shape))
     head = changed.get_submodule(name)
     weight = head._parameters["weight"]
     assert weight is not None
@@ -145,7 +147,8 @@ def features(net: nn.Module, data: Data, layer: str | None = None, batch_size: i
     Raises
     ------
     ValueError
-        If there is no such layer, or it is not called once a pass with the rows along axis 0.
+        If there is no such layer, the one that is found does not make the outputs alone, or it is not called once a
+        pass with the rows along axis 0.
     """
     first = next(net.parameters())
 
@@ -154,7 +157,7 @@ def features(net: nn.Module, data: Data, layer: str | None = None, batch_size: i
 
     trunk = copy.deepcopy(net).eval()
     if layer is None:
-        layer = find_head(trunk, None, placed(data.x[:2]))
+        layer = find_head(trunk, None, placed(data.x[:FEW]))
     elif layer not in dict(trunk.named_modules()):
         find_head(trunk, layer, None)  # raises
     seen: list[Tensor] = []
@@ -172,11 +175,11 @@ def features(net: nn.Module, data: Data, layer: str | None = None, batch_size: i
     return replace(data, x=torch.cat(parts), inputs=None)
 
 
-def _one_row(net: nn.Module, in_shape: Sequence[int] | None) -> Tensor | None:
-    """An input of zeros where the shape is known."""
+def _few_rows(net: nn.Module, in_shape: Sequence[int] | None) -> Tensor | None:
+    """Inputs of noise in [0, 1), where the shape is known."""
     known = in_shape
     if known is None and isinstance(getattr(net, "in_shape", None), tuple):
         known = net.in_shape  # type: ignore[assignment]
     if known is None and isinstance(getattr(net, "in_features", None), int):
         known = (int(net.in_features),)  # type: ignore[arg-type]
-    return None if known is None else next(net.parameters()).new_zeros(1, *known)
+    return None if known is None else torch.rand(FEW, *known, generator=generator(0)).to(next(net.parameters()))
