@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from bayesnn import nets
 from bayesnn.data import Data, Standardize
@@ -165,6 +166,23 @@ def test_features_are_what_the_head_makes_the_outputs_of():
     assert int(net[3].num_batches_tracked) == 0
     torch.testing.assert_close(net[4](found.x), net.eval()(X))
     assert nets.features(net, data, layer="2").x.shape == (6, 64)
+
+
+def test_features_of_a_head_that_is_called_by_keyword_and_of_a_pair():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(input=self.trunk(x))
+
+    net, x = Named(), torch.rand(6, 4)
+    found = nets.features(net, (x.double().numpy(), [0, 1, 2, 0, 1, 2]), batch_size=4)
+    assert (found.y.dtype, found.y.tolist()) == (torch.int64, [0, 1, 2, 0, 1, 2])
+    torch.testing.assert_close(found.x, net.trunk(x).detach())
+    with pytest.raises(TypeError, match=r"Expected rows in memory, .* or \(x, y\), got DataLoader: of a loader"):
+        nets.features(net, DataLoader(TensorDataset(x, x)))
 
 
 def test_features_ask_for_a_layer_that_is_called_once_with_all_rows():
