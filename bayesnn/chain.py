@@ -60,7 +60,8 @@ class Chain:
         self._best: tuple[float, int, dict[str, Any]] | None = None
         self.steps = 0
         self._short = False
-        self._rows: tuple[torch.Tensor, torch.Tensor] | None = None  # of the last step
+        # Of the last step, with the weights of rows drawn unevenly, which the model forgets when the epoch ends.
+        self._rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None
         self._late = _reads_late(next(run.model.parameters()).device)
         self._shapes = {task.row_shape: task.out_shape}  # of inputs, and of the net's outputs for them
 
@@ -96,7 +97,7 @@ class Chain:
         run.begin_epoch(epoch, batches)
         for x, y in self._placed(batches):
             losses.append(run.step(x, y))
-            self._rows = x, y
+            self._rows = x, y, run.model.row_weights
             self.steps += 1
             if len(losses) > self._late:
                 value = self._read(losses)

@@ -9,9 +9,9 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 
 import torch
 
-from bayesnn.data import Data
+from bayesnn.data.dataset import Data, in_memory
 from bayesnn.errors import at_least, unknown
-from bayesnn.fit import fit
+from bayesnn.fit import as_method, fit
 from bayesnn.methods import Laplace, Method
 from bayesnn.model import BayesianModel
 from bayesnn.priors import PriorRule
@@ -43,7 +43,7 @@ def choose_prior(
     data: Any,
     candidates: Mapping[Name, PriorRule],
     by: By = "evidence",
-    method: Method | None = None,
+    method: Method | type[Method] | str | None = None,
     folds: int = 4,
     **options: Any,
 ) -> Choice[Name]:
@@ -61,9 +61,9 @@ def choose_prior(
     Parameters
     ----------
     model : net and likelihood; its own prior is not looked at.
-    data : Data, or a pair (x, y).
+    data : Data, or a pair (x, y): rows in memory.
     candidates : priors by name: ``{s: Informative(net, s) for s in (0.03, 0.1, 0.3, 1.0)}``.
-    method : of the fits; ``Laplace()`` by default, and the only one that has an evidence.
+    method : of the fits, as ``fit`` takes it; ``Laplace()`` by default, and the only one that has an evidence.
     folds : of ``"held-out"``; rows go to folds by order of their targets, so that each has its share of every class.
     options : what else :func:`bayesnn.fit` takes (``epochs``, ``init``, ``seed``).
 
@@ -71,6 +71,8 @@ def choose_prior(
     ------
     ValueError
         If there is no candidate, or the evidence is asked of a method that has none; and as ``fit``.
+    TypeError
+        If ``data`` is a loader; and as ``fit``.
 
     References
     ----------
@@ -82,10 +84,9 @@ def choose_prior(
         raise unknown("score of a prior", by, get_args(By))
     if not candidates:
         raise ValueError("Expected at least one candidate, got none: give priors by name.")
-    method = Laplace() if method is None else method
+    method, rows = as_method(method, Laplace), in_memory(data)
     if by == "evidence" and not isinstance(method, Laplace):
         raise ValueError(f"Expected Laplace() for the evidence, got {type(method).__name__}: or say by='held-out'.")
-    rows = data if isinstance(data, Data) else Data.of(*data)
     options = {"progress": False, **options}
     part = None if model.part is None else sorted(model.part)
     models = {name: BayesianModel(model.net, prior, model.likelihood, part) for name, prior in candidates.items()}

@@ -131,7 +131,7 @@ def fit(
         raise TypeError(
             f"Expected a BayesianModel, got {_kind(model)}: wrap it, BayesianModel(net, prior, likelihood)."
         )
-    method, device = _method(method), _device(device, model)
+    method, device = as_method(method), _device(device, model)
     seed = at_least("seed", seed, 0)
     chains = at_least("chains", chains if chains is not None else method.default_chains, 1)
     if batch_size is not None:
@@ -380,9 +380,10 @@ def _device(device: torch.device | str | None, model: torch.nn.Module) -> torch.
     return found
 
 
-def _method(method: Method | type[Method] | str | None) -> Method:
+def as_method(method: Method | type[Method] | str | None, default: type[Method] = MAP) -> Method:
+    """The method that is meant: an object as it is, a class or its name with the default options; or an error."""
     if method is None:
-        return MAP()
+        return default()
     if isinstance(method, str):
         by_name = {name.lower(): cls for name, cls in METHODS.items()}
         if method.lower() not in by_name:

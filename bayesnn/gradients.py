@@ -52,19 +52,24 @@ class _RowLosses(nn.Module):
 
 
 @torch.enable_grad()
-def layer_norms(model: BayesianModel, state: State, x: Tensor, y: Tensor) -> Norms:
+def layer_norms(model: BayesianModel, state: State, x: Tensor, y: Tensor, row_weights: Tensor | None = None) -> Norms:
     """The norms on rows x (batch, ...), y at the weights ``state``; of the model nothing changes.
 
-    A layer is a module with parameters of its own. Those that the loss does not reach are left out. The prior is left
-    out as well: where the data's gradient vanishes, the prior's is still there.
+    Rows drawn with unequal probabilities have ``row_weights`` (batch,), as in :class:`BayesianModel`: every mean over
+    rows is then weighted by them, and one of the data. A layer is a module with parameters of its own. Those that the
+    loss does not reach are left out. The prior is left out as well: where the data's gradient vanishes, the prior's is
+    still there.
     """
     trainable = {name: state[name].detach().requires_grad_() for name, p in model.named_parameters() if p.requires_grad}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # running statistics move
     own = {f"model.{name}": value for name, value in {**buffers, **trainable}.items()}
     with isolated(generator(0, device=x.device if x.is_cuda else "cpu")):
         losses, outputs = functional_call(_RowLosses(model), own, (x, y))
+    weights = torch.ones_like(losses) if row_weights is None else row_weights
     names = [name for name in trainable if name.startswith("net.")]
-    *found, slope = torch.autograd.grad(losses.mean(), [*(trainable[n] for n in names), outputs], allow_unused=True)
+    *found, slope = torch.autograd.grad(
+        (weights * losses).mean(), [*(trainable[n] for n in names), outputs], allow_unused=True
+    )
     layers: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for name, g in zip(names, found, strict=True):
         if g is not None:
@@ -76,7 +81,7 @@ def layer_norms(model: BayesianModel, state: State, x: Tensor, y: Tensor) -> Nor
     ]
     table: list[list[float]] = torch.stack(sizes).tolist() if sizes else []
     gradient = {layer: g for layer, (g, _) in zip(layers, table, strict=True)}
-    pull = float(slope.flatten(1).norm(dim=1).sum()) * _size_of(model, y)
+    pull = float(slope.flatten(1).norm(dim=1).sum()) * _size_of(model, y, weights)
     matrices = [any(w.dim() >= 2 for _, w in members) for members in layers.values()]
     reach = {
         layer: g * w / pull if pull > 0 else 0.0
@@ -86,10 +91,10 @@ def layer_norms(model: BayesianModel, state: State, x: Tensor, y: Tensor) -> Nor
     return Norms(gradient, reach)
 
 
-def _size_of(model: BayesianModel, y: Tensor) -> float:
+def _size_of(model: BayesianModel, y: Tensor, weights: Tensor) -> float:
     if model.likelihood.kind == "classes":
         return 1.0
-    return max(1.0, float(y.double().reshape(len(y), -1).square().sum(1).mean().sqrt()))
+    return max(1.0, float((weights * y.double().reshape(len(y), -1).square().sum(1)).mean().sqrt()))
 
 
 def fault(norms: Norms) -> tuple[str, str] | None:
@@ -133,14 +138,17 @@ class GradientWatch:
         self._told, self._sampler, self._next = told, sampler, 0
         self._faults: list[tuple[str, str] | None] = []
 
-    def look(self, run: Run, x: Tensor, y: Tensor, steps: int, epoch: int) -> dict[str, float]:
-        """Columns for the history after so many steps; {} where it is not time yet."""
+    def look(
+        self, run: Run, x: Tensor, y: Tensor, row_weights: Tensor | None, steps: int, epoch: int
+    ) -> dict[str, float]:
+        """Columns for the history after so many steps, of the rows of the last; {} where it is not time yet."""
         if steps < self._next:
             return {}
         self._next = steps + min(steps, GAP)
         try:
             # On a copy, as a net may keep account of its passes beside its tensors.
-            norms = layer_norms(run.model.copy(), run.weights(), x[:ROWS], y[:ROWS])
+            weights = None if row_weights is None else row_weights[:ROWS]
+            norms = layer_norms(run.model.copy(), run.weights(), x[:ROWS], y[:ROWS], weights)
         except Exception:  # a net may be such that it cannot be called from aside: the run is worth more than a look
             return {}
         if len(self._faults) < LOOKS:

@@ -22,6 +22,7 @@ from bayesnn.data.dataset import as_targets, check_finite
 from bayesnn.errors import at_least, first_line
 from bayesnn.likelihoods.base import Params
 from bayesnn.likelihoods.classification import Bernoulli, Categorical
+from bayesnn.likelihoods.label_noise import NoisyCategorical
 from bayesnn.metrics.classification import mass_before
 from bayesnn.metrics.detection import uncertainty_scores
 from bayesnn.model import BayesianModel, State
@@ -147,15 +148,26 @@ class Predictive:
         return torch.cat(list(self._log_likelihoods(y)), dim=1)
 
     def scores(self) -> dict[str, Tensor]:
-        """Scores of classes that grow with doubt, each (batch, ...): :func:`bayesnn.metrics.uncertainty_scores`."""
+        """Scores of classes that grow with doubt, each (batch, ...): :func:`bayesnn.metrics.uncertainty_scores`.
+
+        ``"energy"`` is a score of the size of the net's own outputs. It is left out under ``NoisyCategorical`` and with
+        ``augment=``, where only probabilities of the classes are made of them.
+
+        Raises
+        ------
+        ValueError : the targets are no classes.
+        """
         if self._model.likelihood.kind != "classes":
             raise ValueError("Expected classes for .scores(), got a real target: use .epistemic or .std.")
+        normalised = self._tta is not None or isinstance(self._model.likelihood, NoisyCategorical)
         parts = []
         for _, params in self._blocks():
             logits = params["logits"]
             if isinstance(self._model.likelihood, Bernoulli):  # of class 1; that of class 0 is zero
                 logits = torch.stack([torch.zeros_like(logits), logits], dim=-1)
             found = uncertainty_scores(logits.flatten(1, -2))
+            if normalised:  # logits are log probabilities, and the energy is their rounding error
+                del found["energy"]
             parts.append({name: score.view(logits.shape[1:-1]) for name, score in found.items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

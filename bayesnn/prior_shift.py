@@ -22,6 +22,9 @@ def prior_shift(
     but those change the likelihood, which is then that of no data, and with it the width of the posterior. Here the
     posterior is that of the data as they are, and only what is made of its predictions changes.
 
+    Where every class that there is after has a probability of exactly 0, of rounding, the formula is 0 / 0. Of these
+    classes x then tells nothing, and the row is their frequencies ``after``; of a single class it is 1, the limit.
+
     Parameters
     ----------
     probs : (batch, K), or (batch,) of class 1 of two
@@ -57,4 +60,5 @@ def prior_shift(
             "no probability to go by."
         )
     weighted = given * (new / old)
+    weighted = torch.where(weighted.any(1, keepdim=True), weighted, new)
     return weighted / weighted.sum(1, keepdim=True)

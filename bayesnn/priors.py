@@ -35,6 +35,10 @@ class Prior(ABC):
 
     The scale and shift of a BatchNorm layer multiply and add to normalised activations; a weight prior shrinks the
     scale to zero, which is not what anybody means. Name them in :class:`ByName` to give them a prior all the same.
+
+    Norms of each row on its own (layer, group, filter response) do have a prior, about 0: with them every parameter of
+    a net is drawn, as HMC, NUTS and MCLMC ask. The scales of filter response norms are about 1, where they start, under
+    ``ByName({"*.gamma": Normal(0.3, loc=1.0)}, default=Layerwise(gain=3.0))``.
     """
 
     def __call__(self, name: str, parameter: Tensor, module: nn.Module) -> Any:

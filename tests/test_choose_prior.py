@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributions import MultivariateNormal
+from torch.utils.data import DataLoader, TensorDataset
 
 import bayesnn as bnn
 from bayesnn import likelihoods, priors
@@ -91,12 +92,25 @@ def test_the_part_that_is_bayesian_and_any_method_are_kept():
     assert found.name == "wide"
 
 
+def test_a_method_may_be_a_class_or_a_name_as_in_fit():
+    few = {"narrow": priors.Normal(0.1), "wide": priors.Normal(3.0)}
+    found = [
+        bnn.choose_prior(model(), (X, Y), few, method=method, epochs=20).scores
+        for method in (None, bnn.Laplace, "laplace", bnn.Laplace())
+    ]
+    assert all(scores == found[0] for scores in found)
+    with pytest.raises(TypeError, match=r"Expected rows in memory, .* or \(x, y\), got DataLoader: of a loader"):
+        bnn.choose_prior(model(), DataLoader(TensorDataset(X, Y)), few)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"candidates": {}}, "at least one candidate, got none"),
         ({"by": "evidense"}, "did you mean 'evidence'"),
         ({"method": bnn.MAP()}, r"Expected Laplace\(\) for the evidence, got MAP"),
+        ({"method": bnn.MAP}, r"Expected Laplace\(\) for the evidence, got MAP"),
+        ({"method": "laplce"}, "did you mean 'Laplace'"),
         ({"by": "held-out", "folds": 21}, "folds <= 20"),
     ],
 )

@@ -49,6 +49,32 @@ def test_the_norms_are_those_of_the_mean_negative_log_likelihood_and_nothing_cha
     assert found.reach.keys() == {"0", "3"}
 
 
+def test_rows_drawn_unevenly_count_by_their_weights():
+    """Of rows twice as likely as they should be, half as much: sizes of all kinds are those of the rows once each."""
+    net = nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    model = bnn.BayesianModel(net, likelihood=bnn.likelihoods.Normal(0.3))
+    x, y = X[:3].double(), torch.tensor([1.0, -2.0, 3.0]).double()
+    drawn, weights = [0, 0, 1, 2], torch.tensor([2.0, 2.0, 4.0, 4.0]).double() / 3
+    found, expected = (
+        layer_norms(model, model.state(), x[drawn], y[drawn], weights),
+        layer_norms(model, model.state(), x, y),
+    )
+    assert found.gradient == pytest.approx(expected.gradient, rel=1e-12)
+    assert found.reach == pytest.approx(expected.reach, rel=1e-12)
+
+
+def test_of_a_weighted_minibatch_the_gradient_is_that_of_the_data():
+    """Only the class of one row in ten has inputs, and so a gradient, though every second row drawn is of it."""
+    y = (torch.arange(200) >= 20).long()
+    x = (y == 0).float()[:, None]
+    net = nn.Linear(1, 2, bias=False)
+    nn.init.zeros_(net.weight)
+    posterior = fit(net, bnn.MAP(lr=1e-9), (x, y), epochs=1, batch_size=200, sampling="balanced", init="net")
+    # d l / d w = p - one-hot = (-1/2, 1/2) of those rows, which come Binomial(200, 1/2) times with weight 1/5.
+    error = 0.5**0.5 * 0.2 * (0.25 / 200) ** 0.5
+    assert posterior.history[0]["gradient_norm/weight"] == pytest.approx(0.1 * 0.5**0.5, abs=4 * error)
+
+
 def test_reach_is_how_far_the_outputs_move():
     """One output f = w x with equal slopes everywhere: |g| |w| / mean |dl/df| = |mean x| |w|, and y is of size 1."""
     net = nn.Linear(1, 1, bias=False)

@@ -718,3 +718,20 @@ def test_intervals_are_the_quantiles_and_classes_have_none():
     for bad in (0.0, 1.0):
         with pytest.raises(ValueError, match=r"Expected level in \(0, 1\)"):
             predictive.interval(bad)
+
+
+@pytest.mark.parametrize(
+    "likelihood", [likelihoods.Categorical(), likelihoods.Bernoulli(), likelihoods.NoisyCategorical()]
+)
+@pytest.mark.parametrize("averaged", [False, True])
+def test_the_energy_is_of_the_nets_own_outputs_and_left_out_where_those_are_not_kept(likelihood, averaged):
+    known = Known(likelihood, outputs=1 if isinstance(likelihood, likelihoods.Bernoulli) else 3)
+    options = {"augment": lambda x, generator: x, "transforms": 2} if averaged else {}
+    scores = known.posterior.predict(X, **options).scores()
+    assert set(scores) - {"energy"} == {
+        "max probability", "entropy", "expected entropy", "mutual information", "variation ratio"
+    }  # fmt: skip
+    assert ("energy" in scores) is not (averaged or isinstance(likelihood, likelihoods.NoisyCategorical))
+    if "energy" in scores:
+        logits = known.outputs if known.outputs.shape[-1] == 3 else np.insert(known.outputs, 0, 0.0, axis=-1)
+        np.testing.assert_allclose(scores["energy"], -special.logsumexp(logits, -1).mean(0), rtol=1e-6)

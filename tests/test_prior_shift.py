@@ -18,6 +18,15 @@ def test_it_is_bayes_rule_under_the_other_frequencies(after):
     torch.testing.assert_close(found, posterior(x, after or (0.5, 0.5)))
 
 
+def test_where_no_class_that_is_left_has_a_probability_their_frequencies_remain():
+    probs = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]])
+    expected = torch.tensor([[0.0, 0.25, 0.75], [0.0, 1.0, 0.0]])
+    torch.testing.assert_close(bnn.prior_shift(probs, [1, 1, 2], [0, 1, 3]), expected)
+    near = torch.tensor([[1 - 1e-30, 1e-30]])  # the limit
+    for one in (near, near.round()):
+        torch.testing.assert_close(bnn.prior_shift(one, [1, 1], [0, 1]), torch.tensor([[0.0, 1.0]]))
+
+
 def test_one_probability_stands_for_two_classes_and_the_same_frequencies_change_nothing():
     probs = torch.tensor([0.1, 0.9])
     torch.testing.assert_close(bnn.prior_shift(probs, [9, 1], [9, 1])[:, 1], probs)

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from bayesnn import BayesianModel, likelihoods, priors
+from bayesnn import BayesianModel, likelihoods, nets, priors
 
 WEIGHTS = torch.tensor([[-2.5, -0.3, 0.0], [0.01, 0.7, 4.0]], dtype=torch.float64)
 
@@ -116,6 +116,18 @@ def test_batch_norm_is_deterministic_by_default(prior):
         "net.head.bias",
         "net.head.weight",
     ]
+
+
+def test_norms_of_each_row_on_its_own_are_drawn_and_may_be_about_1():
+    net = nets.ResNet(20, (1, 8, 8), 3)
+    model = BayesianModel(net, likelihood=likelihoods.Categorical())
+    assert model.deterministic == []
+    scales = [name for name in model.log_priors if name.endswith(".gamma")]
+    assert scales
+    about_1 = priors.ByName({"*.gamma": priors.Normal(0.3, loc=1.0)}, default=priors.Layerwise(gain=3.0))
+    stated = BayesianModel(net, about_1, likelihoods.Categorical()).log_priors
+    for name, prior in model.log_priors.items():
+        assert torch.equal(stated[name].mean, prior.mean + (name in scales))
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,18 @@ NUMBERS = (
 )  # fmt: skip
 
 
+def in_memory(data: Any) -> Data:
+    """``data`` where it is Data, or the Data of a pair (x, y), as ``fit`` takes them; else a TypeError."""
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        return Data.of(*data)
+    if not isinstance(data, Data):
+        raise TypeError(
+            f"Expected rows in memory, bayesnn.data.Data or (x, y), got {type(data).__name__}: of a loader, join "
+            "the minibatches."
+        )
+    return data
+
+
 def as_inputs(x: Any) -> Tensor:
     """Inputs as :meth:`Data.of` converts them, or its errors."""
     tensor = _tensor("x", x)

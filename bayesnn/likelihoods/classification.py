@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import pyro.distributions as dist
@@ -60,12 +60,18 @@ class Categorical(Likelihood):
     Raises
     ------
     ValueError : weights that are negative, not finite, or all 0.
+    TypeError : weights by class in a dict, which may lack one.
     """
 
     kind: ClassVar[str] = "classes"
     class_weights: Tensor | None
 
     def __init__(self, class_weights: ClassWeights = None) -> None:
+        if isinstance(class_weights, Mapping):
+            raise TypeError(
+                "Expected class_weights to be numbers in the order of the classes, got a dict: give [weight of class "
+                "0, weight of class 1, ...]."
+            )
         super().__init__(**({} if class_weights is None else {"class_weights": class_weights}))
         self.register_buffer("class_weights", None, persistent=False)  # its numbers are in the options
         if isinstance(class_weights, str) and class_weights != "balanced":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,6 +49,11 @@ class Descending(Method):
         own = isinstance(self.optimizer, type) and issubclass(self.optimizer, torch.optim.Optimizer)
         if not own and (not isinstance(self.optimizer, str) or self.optimizer not in OPTIMIZERS):
             raise unknown("optimizer", self.optimizer, OPTIMIZERS)
+        if not isinstance(self.optimizer, str) and _needs_closure(self.optimizer):
+            raise ValueError(
+                f"Expected an optimizer that steps without a closure, got {self.optimizer.__name__}: a step has one "
+                "gradient, of a minibatch, and none to compare it with; take 'adam' or 'sgd'."
+            )
         fraction("momentum", self.momentum, "it is SGD's memory of the gradient")
         if self.clip_grad_norm is not None:
             positive("clip_grad_norm", self.clip_grad_norm)
@@ -63,6 +69,12 @@ class Descending(Method):
         make: Any = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
         made: torch.optim.Optimizer = make([{"weight_decay": 0.0, **group} for group in groups], lr=lr, **options)
         return made
+
+
+def _needs_closure(optimizer: type[torch.optim.Optimizer]) -> bool:
+    """Whether ``step`` cannot be called without arguments, as that of LBFGS."""
+    _, *arguments = inspect.signature(optimizer.step).parameters.values()  # without self
+    return any(one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD for one in arguments)
 
 
 class Descent:

@@ -68,8 +68,8 @@ def find_head(net: nn.Module, layer: str | None, rows: Tensor | None) -> str:
     ----------
     net : any net.
     layer : its name where the user knows; it is checked alone.
-    rows : a few inputs. With them the layer with weights that a forward pass comes to last is looked for, without them
-        the one that was registered last.
+    rows : a few inputs, no two alike. With them the layer with weights that a forward pass comes to last is looked for,
+        without them the one that was registered last.
 
     Raises
     ------
@@ -82,7 +82,8 @@ def find_head(net: nn.Module, layer: str | None, rows: Tensor | None) -> str:
         if not is_layer(modules[layer]):
             raise _no_head(f"{layer!r}, a {type(modules[layer]).__name__}", net)
         return layer
-    called, out_shape = (_with_weights(net), None) if rows is None else _pass(net, rows)
+    called, out = (_with_weights(net), None) if rows is None else _pass(net, rows)
+    out_shape = None if out is None else out.shape[1:]
     if not called:
         raise _no_head("a net that calls none", net)
     last = called[-1]
@@ -94,6 +95,8 @@ def find_head(net: nn.Module, layer: str | None, rows: Tensor | None) -> str:
         raise _no_head(f"{name!r} of {outputs} outputs in a net of {out_shape.numel()}", net)
     if sum(module is last for module in called) > 1:
         raise _no_head(f"{name!r}, which is called more than once", net)
+    if rows is not None and _differ(_pass(net, rows, held=last)[1]):
+        raise _no_head(f"{name!r} and a way from inputs to outputs beside it", net)
     twins = [k for k, m in modules.items() if is_layer(m) and m is not last and _outputs(m) == outputs]
     if out_shape is None and twins:
         raise _no_head(f"{name!r} and {twins[0]!r} of {outputs} outputs each", net)
@@ -117,18 +120,33 @@ def _outputs(module: nn.Module) -> int:
     return int(getattr(module, "out_features", getattr(module, "out_channels", 0)))
 
 
-def _pass(net: nn.Module, rows: Tensor) -> tuple[list[nn.Module], torch.Size]:
-    """The modules with weights of their own as a forward pass in eval mode comes to them, and the outputs' shape."""
+def _pass(net: nn.Module, rows: Tensor, held: nn.Module | None = None) -> tuple[list[nn.Module], Tensor]:
+    """The modules with weights of their own as a forward pass in eval mode comes to them, and the net's outputs.
+
+    Where a module is ``held``, what it returns is 1 whatever comes in.
+    """
     probe, seen = copy.deepcopy(net).eval(), []
     own = dict(zip(probe.modules(), net.modules(), strict=True))
     for module in _with_weights(probe):
         module.register_forward_pre_hook(lambda module, _: seen.append(own[module]))
+        if own[module] is held:
+            module.register_forward_hook(lambda _, args, output: torch.ones_like(output))
     try:
         with torch.no_grad():
             outputs: Tensor = probe(rows)
-        return seen, outputs.shape[1:]
+        if not isinstance(outputs, Tensor):
+            raise TypeError(f"outputs that are a {type(outputs).__name__} and no tensor")
+        return seen, outputs
     except Exception as error:  # a net is the user's own code, and may raise anything
         raise ValueError(
             f"Expected a net that takes inputs of shape (batch, {', '.join(map(str, rows.shape[1:]))}), got from the "
             f"net: {first_line(error)}"
         ) from error
+
+
+def _differ(outputs: Tensor) -> bool:
+    """Whether the rows differ by more than rounding."""
+    if not outputs.is_floating_point():
+        return not torch.equal(outputs, outputs[:1].expand_as(outputs))
+    apart = (outputs - outputs[:1]).abs().max()
+    return bool(apart > 100 * torch.finfo(outputs.dtype).eps * outputs.abs().max())

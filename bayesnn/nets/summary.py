@@ -69,13 +69,14 @@ class Summary:
         return "\n".join(lines)
 
 
-def summary(net: nn.Module, in_shape: Sequence[int]) -> Summary:
+def summary(net: nn.Module, in_shape: Sequence[int], dtype: torch.dtype | None = None) -> Summary:
     """Layers, output shapes, parameters and multiply-adds of a net for one input, by one forward pass (torchinfo).
 
     Parameters
     ----------
     net : a module, or a BayesianModel: then with the prior of each parameter, and what its posterior takes to store.
     in_shape : of one input, such as (channels, height, width).
+    dtype : of an input, ``torch.long`` where the net begins with an embedding; by default that of its parameters.
 
     Returns
     -------
@@ -84,7 +85,7 @@ def summary(net: nn.Module, in_shape: Sequence[int]) -> Summary:
     Raises
     ------
     ValueError
-        If the net does not take such an input.
+        If the net does not take such an input, of zeros.
 
     Examples
     --------
@@ -96,16 +97,18 @@ def summary(net: nn.Module, in_shape: Sequence[int]) -> Summary:
     bayesian: Any = net if hasattr(net, "log_priors") else None
     module: nn.Module = bayesian.net if bayesian is not None else net
     first = next(iter(module.parameters()), torch.zeros(()))
+    row = first.new_zeros(1, *in_shape, dtype=dtype)
     training = [
         (one, one.training) for one in module.modules()
     ]  # torchinfo puts back the net's mode, and no part's own
     try:
-        found = torchinfo.summary(
-            module, input_data=first.new_zeros(1, *in_shape), verbose=0, mode="eval", device=first.device
-        )
+        found = torchinfo.summary(module, input_data=row, verbose=0, mode="eval", device=first.device)
     except RuntimeError as error:
         cause = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"Expected a net that takes an input of shape {tuple(in_shape)}, got: {cause}") from error
+        raise ValueError(
+            f"Expected a net that takes an input of shape {tuple(in_shape)} and {row.dtype}, got: {cause}: give "
+            "in_shape= and dtype= as the net takes them."
+        ) from error
     finally:
         for one, mode in training:
             one.training = mode
@@ -117,7 +120,7 @@ def summary(net: nn.Module, in_shape: Sequence[int]) -> Summary:
             info.class_name,
             tuple(info.output_size[1:]),
             own,
-            info.macs if info.is_leaf_layer and (info.macs or not own) else None,
+            _multiply_adds(info) if info.is_leaf_layer and (info.macs or not own) else None,
         )
         for info in found.summary_list
         if (own := max(info.num_params, 0) if info.is_leaf_layer else _beside(info.module, called))
@@ -132,6 +135,11 @@ def summary(net: nn.Module, in_shape: Sequence[int]) -> Summary:
     weights = sum(state[name].numel() for name in bayesian.log_priors)
     stored = sum(value.nbytes for value in state.values())
     return replace(plain, priors=_priors(bayesian), variational=2 * weights, draw_bytes=stored)
+
+
+def _multiply_adds(info: Any) -> int:
+    """As torchinfo counts them, but for embeddings: it takes a look-up for a product with the whole table."""
+    return 0 if isinstance(info.module, (nn.Embedding, nn.EmbeddingBag)) else int(info.macs)
 
 
 def _beside(module: nn.Module, called: set[int]) -> int:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bayesnn.data.dataset import Data, in_memory
 from bayesnn.errors import at_least
 from bayesnn.nets._parts import Part, find_head, select_part
 from bayesnn.rng import generator, isolated
 
-if TYPE_CHECKING:
-    from bayesnn.data import Data
+FEW = 8  # inputs that show which layer makes the outputs, and whether it alone does
 
 
 def replace_head(
@@ -34,7 +34,7 @@ def replace_head(
         the shape of an input is known, else the one that was registered last.
     in_shape : sequence of int, optional
         Shape of one input; by default what ``net.in_shape`` or ``net.in_features`` says, which the nets of
-        :mod:`bayesnn.nets` have.
+        :mod:`bayesnn.nets` have. Without it no pass is made, and a sum of two heads is not noticed.
     seed : int
         Of the new weights, which are drawn as the layer draws its own.
 
@@ -42,7 +42,7 @@ def replace_head(
     ------
     ValueError
         If the last layer with weights is of another kind, is called several times, shares its weight or does not make
-        the net's outputs: then ``layer`` has to say which one it is.
+        the net's outputs, or not alone (two heads, a skip around it): then ``layer`` has to say which one it is.
 
     Examples
     --------
@@ -51,7 +51,7 @@ def replace_head(
     """
     at_least("num_outputs", num_outputs, 1)
     changed = copy.deepcopy(net)
-    name = find_head(changed, layer, _one_row(changed, in_shape))
+    name = find_head(changed, layer, _few_rows(changed, in_shape))
     head = changed.get_submodule(name)
     weight = head._parameters["weight"]
     assert weight is not None
@@ -119,7 +119,7 @@ def _set(net: nn.Module, part: Part, but: Part, trained: bool) -> nn.Module:
     return changed
 
 
-def features(net: nn.Module, data: Data, layer: str | None = None, batch_size: int = 1000) -> Data:
+def features(net: nn.Module, data: Data | Sequence[Any], layer: str | None = None, batch_size: int = 1000) -> Data:
     """What comes into the last layer, for each row: a frozen trunk computed once, and not anew in every epoch.
 
     A model of the head alone on these inputs, ``nn.Linear(features.in_shape[0], num_outputs)``, is the model of the
@@ -129,11 +129,11 @@ def features(net: nn.Module, data: Data, layer: str | None = None, batch_size: i
     ----------
     net : nn.Module
         It computes in eval mode, as a copy: its own state is not touched.
-    data : Data
+    data : Data, or a pair (x, y)
         Inputs as the net takes them.
     layer : str, optional
-        Name of the module whose inputs are the features; by default the linear or convolution layer that a forward
-        pass comes to last.
+        Name of the module whose (first) inputs are the features; by default the linear or convolution layer that a
+        forward pass comes to last.
     batch_size : int
         Rows in one forward pass.
 
@@ -145,26 +145,31 @@ def features(net: nn.Module, data: Data, layer: str | None = None, batch_size: i
     Raises
     ------
     ValueError
-        If there is no such layer, or it is not called once a pass with the rows along axis 0.
+        If there is no such layer, the one that is found does not make the outputs alone, or it is not called once a
+        pass with the rows along axis 0.
+    TypeError
+        If ``data`` is a loader or anything else.
     """
-    first = next(net.parameters())
+    data, first = in_memory(data), next(net.parameters())
 
     def placed(rows: Tensor) -> Tensor:
         return rows.to(first) if rows.is_floating_point() else rows.to(first.device)
 
     trunk = copy.deepcopy(net).eval()
     if layer is None:
-        layer = find_head(trunk, None, placed(data.x[:2]))
+        layer = find_head(trunk, None, placed(data.x[:FEW]))
     elif layer not in dict(trunk.named_modules()):
         find_head(trunk, layer, None)  # raises
-    seen: list[Tensor] = []
-    trunk.get_submodule(layer).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    seen: list[Any] = []
+    trunk.get_submodule(layer).register_forward_pre_hook(
+        lambda _, args, named: seen.append(next(iter((*args, *named.values())), None)), with_kwargs=True
+    )
     parts = []
     with torch.no_grad():
         for rows in data.x.split(at_least("batch_size", batch_size, 1)):
             trunk(placed(rows))
-            if len(seen) != 1 or len(seen[0]) != len(rows):
-                shapes = ", ".join(str(tuple(value.shape)) for value in seen) or "no call"
+            if len(seen) != 1 or not isinstance(seen[0], Tensor) or seen[0].shape[:1] != rows.shape[:1]:
+                shapes = ", ".join(str(tuple(getattr(value, "shape", ()))) for value in seen) or "no call"
                 raise ValueError(
                     f"Expected {layer!r} to be called once with {len(rows)} rows, got {shapes}: name another, layer=."
                 )
@@ -172,11 +177,11 @@ def features(net: nn.Module, data: Data, layer: str | None = None, batch_size: i
     return replace(data, x=torch.cat(parts), inputs=None)
 
 
-def _one_row(net: nn.Module, in_shape: Sequence[int] | None) -> Tensor | None:
-    """An input of zeros where the shape is known."""
+def _few_rows(net: nn.Module, in_shape: Sequence[int] | None) -> Tensor | None:
+    """Inputs of noise in [0, 1), where the shape is known."""
     known = in_shape
     if known is None and isinstance(getattr(net, "in_shape", None), tuple):
         known = net.in_shape  # type: ignore[assignment]
     if known is None and isinstance(getattr(net, "in_features", None), int):
         known = (int(net.in_features),)  # type: ignore[arg-type]
-    return None if known is None else next(net.parameters()).new_zeros(1, *known)
+    return None if known is None else torch.rand(FEW, *known, generator=generator(0)).to(next(net.parameters()))

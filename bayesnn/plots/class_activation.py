@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,33 +73,37 @@ def class_activation(
     net = posterior.model.net
     rows = x[None].to(next(net.parameters()))
     pooled = None if layer is not None else _pooled(net, rows)
-    if pooled is None:
+    if pooled is not None:
+        found = [_pooled_maps(one, rows, label, *pooled) for one in _nets(posterior, chain, draws, seed)]
+        label = label if label is not None else _most_probable([out for out, _ in found])
+        maps = [each[label] for _, each in found]
+    else:
         layer = _layer(posterior, layer)[0] if layer is not None else _last_conv(net)
-    if label is None:
-        label = _most_probable(posterior, rows, chain, draws, seed)
-    maps = [
-        _map(one, rows, label, layer) if pooled is None else _pooled_map(one, rows, label, *pooled)
-        for one in _nets(posterior, chain, draws, seed)
-    ]
+        if label is None:  # a walk of its own: a gradient is of one class, and which one all draws decide together
+            with torch.no_grad():
+                label = _most_probable([one(rows) for one in _nets(posterior, chain, draws, seed)])
+        maps = [_map(one, rows, label, layer) for one in _nets(posterior, chain, draws, seed)]
     full = F.interpolate(torch.stack(maps)[:, None], x.shape[1:], mode="bilinear", align_corners=False)[:, 0]
     kind, unit = ("class activation", "part of the logit") if pooled is not None else (f"Grad-CAM, {layer}", "Grad-CAM")
     return _draw(x, full.double().cpu(), f"{kind}: class {label} ({len(maps)} draws of one chain)", unit)
 
 
-def _recorded(net: nn.Module, rows: Tensor) -> tuple[Tensor, dict[str, list[Any]], dict[str, list[Any]]]:
-    """Outputs of a pass, and of each module what came in and what went out, once a call."""
+def _recorded(
+    net: nn.Module, rows: Tensor, layers: Collection[str]
+) -> tuple[Tensor, dict[str, list[Any]], dict[str, list[Any]]]:
+    """Outputs of a pass, and of each of these modules what came in (first) and what went out, once a call."""
     inputs: dict[str, list[Any]] = {}
     outputs: dict[str, list[Any]] = {}
 
-    def watch(name: str, module: nn.Module) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            inputs.setdefault(name, []).append(args[0] if args else None)
+    def watch(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+            inputs.setdefault(name, []).append(next(iter((*args, *named.values())), None))
             outputs.setdefault(name, []).append(output)
             return output.clone() if isinstance(output, Tensor) else output  # what follows may write into it
 
-        return module.register_forward_hook(hook)
+        return net.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
 
-    handles = [watch(name, module) for name, module in net.named_modules()]
+    handles = [watch(name) for name in layers]
     try:
         out: Tensor = net(rows)
     finally:
@@ -110,8 +115,9 @@ def _recorded(net: nn.Module, rows: Tensor) -> tuple[Tensor, dict[str, list[Any]
 @torch.no_grad()
 def _pooled(net: nn.Module, rows: Tensor) -> tuple[str, str] | None:
     """Names of the module whose feature maps are averaged and of the linear layer that makes logits of them."""
-    out, inputs, outputs = _recorded(net, rows)
-    for head, module in net.named_modules():
+    modules = dict(net.named_modules())
+    out, inputs, outputs = _recorded(net, rows, modules)
+    for head, module in modules.items():
         if not isinstance(module, nn.Linear) or len(outputs.get(head, ())) != 1:
             continue
         if not torch.equal(outputs[head][0], out):
@@ -133,22 +139,24 @@ def _last_conv(net: nn.Module) -> str:
 
 
 @torch.no_grad()
-def _pooled_map(net: nn.Module, rows: Tensor, label: int, layer: str, head: str) -> Tensor:
-    """M_c of the weights as they are, (height, width)."""
-    out, _, outputs = _recorded(net, rows)
-    _check_label(label, out)
+def _pooled_maps(
+    net: nn.Module, rows: Tensor, label: int | None, layer: str, head: str
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Outputs, and M_c of the weights as they are, (height, width), of class ``label``, or by default of each."""
+    out, _, outputs = _recorded(net, rows, (layer,))
+    if label is not None:
+        _check_label(label, out)
     f = outputs[layer][0][0]  # (channel, height, width)
     weight = net.get_submodule(head).weight
     assert isinstance(weight, Tensor)
-    mean: Tensor = torch.einsum("k,khw->hw", weight[label], f) / f.shape[1:].numel()
-    return mean
+    labels = range(out.shape[1]) if label is None else (label,)
+    return out, {c: torch.einsum("k,khw->hw", weight[c], f) / f.shape[1:].numel() for c in labels}
 
 
-def _map(net: nn.Module, rows: Tensor, label: int, layer: str | None) -> Tensor:
+def _map(net: nn.Module, rows: Tensor, label: int, layer: str) -> Tensor:
     """Grad-CAM of the weights as they are, (height, width)."""
-    assert layer is not None
     with torch.enable_grad():
-        out, _, outputs = _recorded(net, rows.detach().requires_grad_())
+        out, _, outputs = _recorded(net, rows.detach().requires_grad_(), (layer,))
         _check_label(label, out)
         seen = outputs.get(layer, [])
         if len(seen) != 1 or not isinstance(seen[0], Tensor) or seen[0].dim() != 4:
@@ -169,10 +177,9 @@ def _check_label(label: int, out: Tensor) -> None:
         raise ValueError(f"label must be in [0, {out.shape[1]}); got {label}")
 
 
-@torch.no_grad()
-def _most_probable(posterior: Posterior, rows: Tensor, chain: int, draws: int | None, seed: int) -> int:
-    probs = [net(rows).softmax(-1) for net in _nets(posterior, chain, draws, seed)]
-    return int(torch.stack(probs).mean(0)[0].argmax())
+def _most_probable(outs: Sequence[Tensor]) -> int:
+    """The class with the largest mean probability over the draws' outputs, each (1, classes)."""
+    return int(torch.stack([out.softmax(-1) for out in outs]).mean(0)[0].argmax())
 
 
 def _draw(x: Tensor, maps: Tensor, title: str, unit: str) -> AxesArray:

@@ -325,6 +325,12 @@ def test_weights_that_are_none(weights, message):
         Categorical(weights)
 
 
+@pytest.mark.parametrize("likelihood", [Categorical, bnn.likelihoods.NoisyCategorical])
+def test_weights_in_a_dict_are_told_what_to_be(likelihood):
+    with pytest.raises(TypeError, match=r"numbers in the order of the classes, got a dict: give \[weight of class 0"):
+        likelihood(class_weights={0: 1.0, 1: 2.0})
+
+
 def test_a_weight_for_each_output():
     with pytest.raises(ValueError, match="a weight for each of 3 classes, got 2"):
         Categorical([1.0, 2.0]).check_targets(torch.tensor([0, 1]), 3)

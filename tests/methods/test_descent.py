@@ -133,6 +133,7 @@ def test_a_sampler_refuses_to_clip_and_says_why(kind):
     ("make", "message"),
     [
         (lambda: bnn.MeanFieldVI(optimizer="adm"), "Unknown optimizer 'adm': did you mean 'adam'"),
+        (lambda: bnn.MAP(optimizer=torch.optim.LBFGS), "Expected an optimizer that steps without a closure, got LBFGS"),
         (lambda: bnn.SVGD(momentum=1.0), r"Expected momentum in \[0, 1\), got 1.0"),
         (lambda: bnn.MAP(clip_grad_norm=0.0), "Expected clip_grad_norm > 0 and finite, got 0.0"),
         (lambda: fit(bnn.MAP(clip_grad_norm=1.0), 1, chains=2, vectorize=True), "Expected vectorize=False for MAP"),
@@ -141,3 +142,21 @@ def test_a_sampler_refuses_to_clip_and_says_why(kind):
 def test_what_cannot_be_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_closure_that_may_be_left_out_is_none_that_is_needed():
+    """Before and after torch has wrapped ``step``, which it does as the first object of a class is made."""
+
+    class Own(torch.optim.Optimizer):
+        def __init__(self, params, lr):
+            super().__init__(params, {"lr": lr})
+
+        def step(self, closure=None, *args, **kwargs):
+            pass
+
+    bnn.MAP(optimizer=Own)
+    Own([torch.zeros(1, requires_grad=True)], 0.1)
+    bnn.MAP(optimizer=Own)
+    torch.optim.LBFGS([torch.zeros(1, requires_grad=True)])
+    with pytest.raises(ValueError, match="without a closure"):
+        bnn.SVGD(optimizer=torch.optim.LBFGS)

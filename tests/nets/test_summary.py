@@ -50,7 +50,7 @@ def test_nothing_is_changed_and_a_wrong_shape_is_one_line():
     assert torch.equal(torch.get_rng_state(), stream)
     assert net.training
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-    with pytest.raises(ValueError, match=r"takes an input of shape \(3, 30, 32\), got: ResNet: expected images"):
+    with pytest.raises(ValueError, match=r"shape \(3, 30, 32\) and torch.float32, got: ResNet: expected images"):
         nets.summary(net, (3, 30, 32))
 
 
@@ -77,3 +77,13 @@ def test_each_part_keeps_its_mode():
     net[1].eval()
     nets.summary(net, (3,))
     assert [module.training for module in net] == [True, False, True]
+
+
+def test_nets_of_integers_say_so_and_a_look_up_multiplies_nothing():
+    net = nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(20, 2))
+    found = nets.summary(net, (5,), dtype=torch.long)
+    rows = [(layer.kind, layer.shape, layer.parameters, layer.multiply_adds) for layer in found.layers]
+    assert rows == [("Embedding", (5, 4), 200, 0), ("Flatten", (20,), 0, 0), ("Linear", (2,), 42, 42)]
+    assert found.multiply_adds == 42
+    with pytest.raises(ValueError, match=r"shape \(5,\) and torch.float32, got: .*: give in_shape= and dtype="):
+        nets.summary(net, (5,))

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from bayesnn import nets
 from bayesnn.data import Data, Standardize
@@ -73,6 +74,30 @@ class Heads(nn.Module):
         return torch.cat((self.first(h), self.second(h)), 1)
 
 
+class Summed(nn.Module):
+    """A wide part beside a deep one, or a skip around the head: no layer makes the outputs alone."""
+
+    def __init__(self, skip=None):
+        super().__init__()
+        self.wide = nn.Linear(4, 3) if skip is None else skip
+        self.trunk, self.deep = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.wide(x) + self.deep(self.trunk(x).relu())
+
+
+class Words(nn.Module):
+    """Of integers; ``skip`` adds a part of the embedding to what the head says."""
+
+    def __init__(self, skip):
+        super().__init__()
+        self.embed, self.head, self.skip = nn.Embedding(9, 4), nn.Linear(4, 2), skip
+
+    def forward(self, x):
+        h = self.embed(x).mean(1)
+        return self.head(h) + (h[:, :2] if self.skip else 0)
+
+
 def tied():
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     net[1].weight = net[0].weight
@@ -92,6 +117,8 @@ def twice():
         (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), {}, "got '1', a BatchNorm1d, as the last one with weights"),
         (nn.Sequential(nn.Linear(3, 4), nn.ReLU()), {"layer": "1"}, "got '1', a ReLU"),
         (nn.Sequential(nn.Linear(3, 4)), {"layer": "fc"}, "Unknown layer 'fc': Known: 0"),
+        (Summed(), {"in_shape": (4,)}, "got 'deep' and a way from inputs to outputs beside it: name it, layer="),
+        (Summed(lambda x: x[:, :3]), {"in_shape": (4,)}, "got 'deep' and a way"),
         (twice(), {"in_shape": (3,)}, "which is called more than once"),
         (tied(), {"layer": "1"}, "shares it with '0': untie"),
         (nn.Sequential(nn.Linear(3, 4)), {"in_shape": (5,)}, r"takes inputs of shape \(batch, 5\), got from the net"),
@@ -141,9 +168,49 @@ def test_features_are_what_the_head_makes_the_outputs_of():
     assert nets.features(net, data, layer="2").x.shape == (6, 64)
 
 
+def test_features_of_a_head_that_is_called_by_keyword_and_of_a_pair():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(input=self.trunk(x))
+
+    net, x = Named(), torch.rand(6, 4)
+    found = nets.features(net, (x.double().numpy(), [0, 1, 2, 0, 1, 2]), batch_size=4)
+    assert (found.y.dtype, found.y.tolist()) == (torch.int64, [0, 1, 2, 0, 1, 2])
+    torch.testing.assert_close(found.x, net.trunk(x).detach())
+    with pytest.raises(TypeError, match=r"Expected rows in memory, .* or \(x, y\), got DataLoader: of a loader"):
+        nets.features(net, DataLoader(TensorDataset(x, x)))
+
+
 def test_features_ask_for_a_layer_that_is_called_once_with_all_rows():
     data = Data(torch.rand(6, 3), torch.zeros(6))
     with pytest.raises(ValueError, match="Unknown layer 'nowhere'"):
         nets.features(nn.Linear(3, 1), data, layer="nowhere")
     with pytest.raises(ValueError, match=r"'0' to be called once with 6 rows, got \(6, 3\), \(6, 3\): name another"):
         nets.features(twice(), data, layer="0")
+
+
+def test_features_of_one_head_of_two_are_refused_unless_it_is_named():
+    data = Data(torch.rand(6, 4), torch.zeros(6))
+    with pytest.raises(ValueError, match="got 'deep' and a way from inputs to outputs beside it"):
+        nets.features(Summed(), data)
+    assert nets.features(Summed(), data, layer="deep").x.shape == (6, 5)
+    words = Data(torch.arange(12).view(6, 2) % 9, torch.zeros(6))
+    assert nets.features(Words(skip=False), words).x.shape == (6, 4)
+    with pytest.raises(ValueError, match="got 'head' and a way"):
+        nets.features(Words(skip=True), words)
+
+
+def test_what_comes_after_the_head_for_all_rows_alike_is_no_second_way():
+    class Tempered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.in_features, self.temperature, self.head = 4, nn.Parameter(torch.ones(())), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return (self.head(x) / self.temperature).log_softmax(1)
+
+    assert nets.replace_head(Tempered(), 2).head.out_features == 2

@@ -118,6 +118,34 @@ def test_colour_images_and_a_distribution_are_drawn():
         assert "4 draws" in axes[0].figure.get_suptitle()
 
 
+@pytest.mark.parametrize(("layer", "passes"), [(None, 1 + 5), ("act", 5 + 5)])
+def test_a_draw_takes_one_pass_of_which_one_layer_is_watched(monkeypatch, layer, passes):
+    """And one look at all layers, or for a gradient, which is of one class, passes to tell the most probable one."""
+    given, calls, watched = posterior(Pooled()), [], []
+    forward, register = Pooled.forward, nn.Module.register_forward_hook
+    monkeypatch.setattr(Pooled, "forward", lambda net, x: calls.append(net) or forward(net, x))
+    monkeypatch.setattr(
+        nn.Module,
+        "register_forward_hook",
+        lambda net, *args, **named: watched.append(net) or register(net, *args, **named),
+    )
+    mean, sd = shown(plots.class_activation(given, X, layer=layer))
+    assert len(calls) == passes
+    assert len(watched) == (4 if layer is None else 0) + 5
+    label = int(given.predict(X[None]).mean.argmax())
+    for one, other in zip((mean, sd), shown(plots.class_activation(given, X, label=label, layer=layer)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_head_that_is_called_by_keyword_is_known():
+    class Named(Pooled):
+        def forward(self, x):
+            return self.head(input=self.act(self.conv(x)).mean((2, 3)))
+
+    plain, named = (shown(plots.class_activation(posterior(net), X, label=1)) for net in (Pooled(), Named()))
+    np.testing.assert_array_equal(plain, named)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
