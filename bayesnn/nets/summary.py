@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -98,9 +99,8 @@ def summary(net: nn.Module, in_shape: Sequence[int], dtype: torch.dtype | None =
     module: nn.Module = bayesian.net if bayesian is not None else net
     first = next(iter(module.parameters()), torch.zeros(()))
     row = first.new_zeros(1, *in_shape, dtype=dtype)
-    training = [
-        (one, one.training) for one in module.modules()
-    ]  # torchinfo puts back the net's mode, and no part's own
+    # torchinfo puts back the net's mode, and no part's own.
+    training = [(one, one.training) for one in module.modules()]
     try:
         found = torchinfo.summary(module, input_data=row, verbose=0, mode="eval", device=first.device)
     except RuntimeError as error:
@@ -138,8 +138,12 @@ def summary(net: nn.Module, in_shape: Sequence[int], dtype: torch.dtype | None =
 
 
 def _multiply_adds(info: Any) -> int:
-    """As torchinfo counts them, but for embeddings: it takes a look-up for a product with the whole table."""
-    return 0 if isinstance(info.module, (nn.Embedding, nn.EmbeddingBag)) else int(info.macs)
+    """As torchinfo counts them, but for embeddings, of which it takes a look-up for a product with the whole table, and
+    for linear layers on sequences, of which it counts one position.
+    """
+    if isinstance(info.module, (nn.Embedding, nn.EmbeddingBag)):
+        return 0
+    return int(info.macs) * (math.prod(info.output_size[1:-1]) if isinstance(info.module, nn.Linear) else 1)
 
 
 def _beside(module: nn.Module, called: set[int]) -> int:

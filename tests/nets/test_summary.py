@@ -87,3 +87,8 @@ def test_nets_of_integers_say_so_and_a_look_up_multiplies_nothing():
     assert found.multiply_adds == 42
     with pytest.raises(ValueError, match=r"shape \(5,\) and torch.float32, got: .*: give in_shape= and dtype="):
         nets.summary(net, (5,))
+
+
+def test_a_linear_layer_works_at_each_position_of_a_sequence():
+    found = nets.summary(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), (5, 4))
+    assert [layer.multiply_adds for layer in found.layers] == [5 * (4 * 6 + 6), 5 * (6 * 2 + 2)]
