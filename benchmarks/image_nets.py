@@ -48,7 +48,7 @@ class Study:
     data: str
     net: Callable[[], nn.Module]
     fits: dict[str, Fit]
-    prior: bnn.priors.Prior = HE
+    prior: bnn.priors.Prior | None = None  # the library's default
     batch: int = 128
 
     def model(self) -> bnn.BayesianModel:
@@ -69,9 +69,19 @@ STUDIES = {
             "MAP": Fit(bnn.MAP(), 10),
             "ensemble of 4": Fit(bnn.MAP(), 10, 4),
             "SGHMC": Fit(bnn.SGHMC(draws=25), 10, 4, "ensemble of 4"),
-            "SGLD": Fit(bnn.SGLD(draws=25), 10, 4, "ensemble of 4"),
+            "SGHMC, T = 0.1": Fit(bnn.SGHMC(draws=25, temperature=0.1), 10, 4, "ensemble of 4"),
+        },
+    ),
+    "mnist-lenet5-he": Study(
+        "mnist",
+        bnn.nets.LeNet5,
+        {
+            "MAP": Fit(bnn.MAP(), 10),
+            "ensemble of 4": Fit(bnn.MAP(), 10, 4),
+            "SGHMC": Fit(bnn.SGHMC(draws=25), 10, 4, "ensemble of 4"),
             "MeanFieldVI": Fit(bnn.MeanFieldVI(lr=2e-3), 30),
         },
+        HE,
     ),
     "mnist-mlp": Study(
         "mnist",
@@ -83,11 +93,10 @@ STUDIES = {
         "fashion-mnist",
         _convnet,
         {
-            "MAP": Fit(bnn.MAP(), 10),
-            "ensemble of 4": Fit(bnn.MAP(), 10, 4),
+            "MAP": Fit(bnn.MAP(lr=3e-3), 8),
+            "ensemble of 4": Fit(bnn.MAP(lr=3e-3), 8, 4),
             "SGHMC": Fit(bnn.SGHMC(draws=25), 8, 4, "ensemble of 4"),
         },
-        bnn.priors.Layerwise(gain=2.0),
     ),
     # Equal budgets: 30 epochs in all.
     "cifar10-resnet20": Study(
@@ -98,6 +107,7 @@ STUDIES = {
             "SGHMC": Fit(bnn.SGHMC(draws=30), 30),
             "MeanFieldVI": Fit(bnn.MeanFieldVI(lr=2e-3), 30),
         },
+        HE,
         batch=32,
     ),
 }
