@@ -98,14 +98,14 @@ STUDIES = {
             "SGHMC": Fit(bnn.SGHMC(draws=25), 8, 4, "ensemble of 4"),
         },
     ),
-    # Equal budgets: 30 epochs in all.
+    # Equal budgets: 20 epochs in all.
     "cifar10-resnet20": Study(
         "cifar10",
         lambda: bnn.nets.ResNet(20, norm="frn"),
         {
-            "MAP": Fit(bnn.MAP(), 30),
-            "SGHMC": Fit(bnn.SGHMC(draws=30), 30),
-            "MeanFieldVI": Fit(bnn.MeanFieldVI(lr=2e-3), 30),
+            "MAP": Fit(bnn.MAP(), 20),
+            "SGHMC": Fit(bnn.SGHMC(draws=30), 20),
+            "MeanFieldVI": Fit(bnn.MeanFieldVI(lr=2e-3), 20),
         },
         HE,
         batch=32,
