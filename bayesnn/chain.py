@@ -158,7 +158,7 @@ class Chain:
 
     def _augmented(self, x: torch.Tensor) -> torch.Tensor:
         assert self.plan.augment is not None
-        return self.plan.augment(x.clone(), self.state.streams.augment)  # which may write into what it is given
+        return self.plan.augment(x, self.state.streams.augment)
 
     def _weighted(self, batches: WeightedBatches) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Minibatches of rows drawn unevenly; while a step is made of one, the model knows its rows' weights."""

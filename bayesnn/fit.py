@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from bayesnn.chain import Chain, calmer
-from bayesnn.data.augment import Augment, InUnits, check_augment
+from bayesnn.data.augment import Augment, in_units
 from bayesnn.data.batches import Batches, Loader, Order
 from bayesnn.errors import DivergedError, at_least, first_line, unknown
 from bayesnn.gradients import GradientWatch
@@ -24,7 +24,7 @@ from bayesnn.model import BayesianModel
 from bayesnn.posterior import Posterior
 from bayesnn.prepare import Task, constant, prepare
 from bayesnn.progress import Progress
-from bayesnn.rng import Streams, generator, isolated
+from bayesnn.rng import Streams
 from bayesnn.source import Source
 from bayesnn.stopping import EarlyStopping
 from bayesnn.storage import Store
@@ -355,10 +355,7 @@ def _augment(augment: Augment, task: Task, model: BayesianModel) -> Augment:
     x = task.x if task.x is not None else next(task.loader.peek())[0] if task.loader is not None else None
     assert x is not None
     (rows,) = model.place(constant(x[:2]))
-    in_units = augment if task.inputs is None else InUnits(augment, task.inputs)
-    with isolated(generator(0)):
-        check_augment(in_units, rows)
-    return in_units
+    return in_units(augment, task.inputs, rows)
 
 
 def _kind(model: Any) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from bayesnn.data.augment import Augment, InUnits, check_augment
+from bayesnn.data.augment import Augment, in_units
 from bayesnn.data.batches import Loader
 from bayesnn.data.dataset import Data, all_finite, as_inputs
 from bayesnn.data.standardize import Standardize
@@ -298,10 +298,8 @@ class Posterior:
     def _in_units(self, augment: Augment, inputs: Tensor) -> Augment:
         """The transform as ``fit`` would take it, tried on two rows."""
         given = self.info.get("inputs")
-        in_units = InUnits(augment, None if given is None else Standardize.from_dict(given))
-        with isolated(generator(0)):
-            check_augment(augment if given is None else in_units, inputs[:2].to(self._device()))
-        return in_units
+        standardize = None if given is None else Standardize.from_dict(given)
+        return in_units(augment, standardize, inputs[:2].to(self._device()))
 
     @torch.no_grad()
     def _try(self, inputs: Tensor) -> None:

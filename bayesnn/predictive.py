@@ -449,7 +449,7 @@ class Predictive:
         pieces = []
         for stretch in range(first // TTA_ROWS, -(-last // TTA_ROWS)):
             start = stretch * TTA_ROWS
-            x = self._x[start : start + TTA_ROWS].to(self._device, copy=True)
+            x = self._x[start : start + TTA_ROWS].to(self._device)
             x = augment(x, generator(seed, 0, 6, t, stretch, device=self._device))
             pieces.append(x[max(first - start, 0) : last - start])
         return torch.cat(pieces)

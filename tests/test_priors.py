@@ -310,10 +310,7 @@ def test_an_informative_prior_about_another_posterior_takes_its_spread_weight_by
 
 
 def test_rules_about_another_posterior_keep_what_it_says_of_the_noise():
-    mean, spread = (
-        {"weight": torch.ones(1, 2), "bias": torch.ones(1)},
-        {"weight": torch.ones(1, 2), "bias": torch.ones(1)},
-    )
+    mean = spread = {"weight": torch.ones(1, 2), "bias": torch.ones(1)}
     before = priors.Independent(mean, spread, {"log_scale": (torch.tensor(-2.0), torch.tensor(0.1))})
     rules = priors.ByName({"bias": priors.Normal()}, default=before)
     for prior in (priors.Informative(mean, 0.5, before), rules, priors.ByType({"Conv2d": priors.Normal()}, rules)):

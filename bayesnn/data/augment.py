@@ -18,6 +18,7 @@ from torch import Tensor
 from bayesnn.data.shift import rotated, translated
 from bayesnn.data.standardize import Standardize
 from bayesnn.errors import at_least, first_line, is_real, positive
+from bayesnn.rng import isolated
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -201,6 +202,8 @@ class Compose(Transform):
 class InUnits:
     """A transform that sees standardised images in their own units: black is 0 there, and an sd is one of pixels.
 
+    What it is given is a copy, into which it may write.
+
     Parameters
     ----------
     augment : (x, generator) -> x, of images in their own units.
@@ -212,25 +215,26 @@ class InUnits:
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         if self.inputs is None:
-            return self.augment(x, generator)
+            return self.augment(x.clone(), generator)
         return self.inputs.forward(self.augment(self.inputs.inverse(x), generator))
 
 
-def check_augment(augment: Any, x: Tensor) -> None:
-    """Raise unless ``augment`` takes the inputs ``x``, a few rows, and gives the same shape, dtype and device.
+def in_units(augment: Any, inputs: Standardize | None, x: Tensor) -> InUnits:
+    """``augment`` for inputs that were standardised by ``inputs``, tried on ``x``, a few of them.
 
     Raises
     ------
     TypeError : it is no callable.
-    ValueError : it fails, or gives something else.
+    ValueError : it fails, or gives another shape, dtype or device.
     """
     if not callable(augment):
         raise TypeError(
             f"Expected augment= to be (x, generator) -> x, got {type(augment).__name__}: Rotation(15), say."
         )
-    stream = torch.Generator(device=x.device).manual_seed(0)
+    whole = InUnits(augment, inputs)
     try:
-        out: Any = augment(x.clone(), stream)
+        with isolated(torch.Generator().manual_seed(0)):  # a user's own code may draw from the global streams
+            out: Any = whole(x, torch.Generator(device=x.device).manual_seed(0))
     except Exception as error:  # it may be a user's own code
         raise ValueError(f"Expected augment= to take inputs {tuple(x.shape)}, got: {first_line(error)}") from error
     if not isinstance(out, Tensor) or (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):
@@ -238,6 +242,7 @@ def check_augment(augment: Any, x: Tensor) -> None:
         raise ValueError(
             f"Expected augment= to give {tuple(x.shape)} {x.dtype} on {x.device}, got {got}: keep all three."
         )
+    return whole
 
 
 def _check_fill(fill: float) -> None:

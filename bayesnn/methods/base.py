@@ -258,7 +258,7 @@ class Run(ABC):
             for rows in islice(batches.peek(), count):
                 x, y = self.model.place(*rows)
                 if self.plan.augment is not None:
-                    x = self.plan.augment(x.clone(), generator(0, len(found), device=x.device))
+                    x = self.plan.augment(x, generator(0, len(found), device=x.device))
                 found.append((x, y))
         return found
 
