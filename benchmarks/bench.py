@@ -220,7 +220,9 @@ def chains(rounds: int) -> Rows:
             settings: dict[str, Any] = settings,
             **options: Any,
         ) -> Step:
-            return lambda: bnn.fit(model, data, bnn.SGHMC(**{**STEADY, "draws": 5}), **settings, **options)
+            return lambda: bnn.fit(
+                model, data, bnn.SGHMC(**{**STEADY, "thin": None, "draws": 5}), **settings, **options
+            )
 
         runs = {"four": run(chains=4, vectorize=vectorized), "one": run(chains=1)}
         seconds = time_interleaved(runs, max(5, rounds // 3), block=1)

@@ -27,11 +27,12 @@ from torch import Tensor, nn
 import bayesnn as bnn
 from bayesnn.data.batches import Batches
 from bayesnn.methods import Method, Plan
+from bayesnn.methods.sampler import SamplerMethod
 from bayesnn.rng import Streams, generator
 
 Step = Callable[[], object]
-# A step after the burn-in; one in a hundred of the 10,000 that are planned is kept, which costs it a norm and a copy.
-STEADY: dict[str, Any] = {"lr": 1e-3, "warm_up": 0.0, "burn_in": 0.0, "draws": 100}
+# One step in 30 is kept, as by default, which costs it a norm and a copy.
+STEADY: dict[str, Any] = {"lr": 1e-3, "warm_up": 0.0, "burn_in": 0.0, "thin": 30}
 
 
 def plain(net: nn.Module, x: Tensor, y: Tensor, optimizer: str) -> Step:
@@ -51,9 +52,11 @@ def plain(net: nn.Module, x: Tensor, y: Tensor, optimizer: str) -> Step:
 
 
 def ours(model: bnn.BayesianModel, x: Tensor, y: Tensor, method: Method, compile: bool = False) -> Step:
-    """One step of a method, as ``fit`` takes it."""
+    """One step of a method, as ``fit`` takes it; of a sampler after those in which it measures its step size."""
     run = method.start(model.copy(), Plan(60_000, len(x), 10, 1000, 1, compile=compile), Streams(0, 0))
     run.begin_epoch(0, Batches(x, y, len(x), generator=generator(0)))
+    for _ in range(STEADY["thin"] if isinstance(method, SamplerMethod) else 0):
+        run.step(x, y)
     return lambda: run.step(x, y)
 
 

@@ -232,19 +232,31 @@ class Run(ABC):
         """One step on a minibatch; its mean negative log likelihood (nats), shape (), or (chains,) of several."""
 
     def backward(
-        self, x: Tensor, y: Tensor, terms: PriorTerms, weight: float = 1.0, share: float = 1.0, once: bool = False
+        self,
+        x: Tensor,
+        y: Tensor,
+        terms: PriorTerms,
+        weight: float = 1.0,
+        share: float = 1.0,
+        once: bool = False,
+        clear: Iterable[Tensor] = (),
     ) -> Tensor:
         """Add to each parameter's gradient that of ``share * (L + weight * prior_loss(terms, N))``.
+
+        Parameters in ``clear`` lose the gradient that they had. Between the two passes: were it before the first, when
+        nothing lies behind it in memory, the allocator would give all of that back to the system, and ask for it anew.
 
         L is the mean negative log likelihood of the minibatch, which is returned, shape (); of nets side by side it is
         the sum of theirs, and what is returned has one for each. The pass is compiled where the plan says so, but not
         one of a number of rows that comes ``once``: it would be compiled for itself.
         """
         if self.plan.compile and not once:
+            clear_gradients(clear)
             self._compiled_loss = self._compiled_loss or CompiledLoss(self.model)
             return self._compiled_loss.backward(x, y, terms, weight / self.plan.num_data, share)
         nll = self.model.mean_nll(x, y)
         loss = (nll.sum() if nll.dim() else nll) + weight * prior_loss(terms, self.plan.num_data)
+        clear_gradients(clear)
         (loss if share == 1 else share * loss).backward()
         return nll.detach()
 

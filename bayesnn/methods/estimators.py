@@ -282,6 +282,8 @@ class _LocalSample(torch.autograd.Function):
 
     With k = xi / (2 sqrt(v)), d out / d v = k: the gradients are those of op(x, mu, b) at g and of op(x^2, var, b_var)
     at g k. Where v = 0, all that v is made of is 0, and so are its gradients: k is 0 there.
+
+    Works in place where it can, and squares x again for the backward pass: fresh memory costs more than arithmetic.
     """
 
     @staticmethod
@@ -295,24 +297,25 @@ class _LocalSample(torch.autograd.Function):
         b_var: Tensor | None,
         generator: torch.Generator,
     ) -> Tensor:
-        squares = x * x
-        m, v = op(x, mu, b_mu), op(squares, var, b_var)
-        # Some kernels (Winograd) leave a sum of squares a little below 0.
-        inverse = v.clamp_min_(0).rsqrt().nan_to_num_(posinf=0.0)
+        m, v = op(x, mu, b_mu), op(x * x, var, b_var)
+        # 0 where v = 0, and where a kernel (Winograd) leaves a sum of squares a little below 0, whose root is NaN.
+        inverse = v.rsqrt().nan_to_num_(nan=0.0, posinf=0.0)
         k = torch.empty_like(m).normal_(0, 0.5, generator=generator).mul_(inverse)
-        ctx.save_for_backward(x, squares, mu, var, k)
+        ctx.save_for_backward(x, mu, var, k)
         ctx.op = op
         return m.addcmul_(v, k, value=2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, squares, mu, var, k = ctx.saved_tensors
+        x, mu, var, k = ctx.saved_tensors
         _, x_needs, _, _, b_needs, b_var_needs, _ = ctx.needs_input_grad
+        g_squares, g_var, g_b_var = gradients(ctx.op, k.mul_(g), x * x, var, x_needs, b_var_needs)
+        if g_squares is not None:
+            g_squares.mul_(x)
         g_x, g_mu, g_b = gradients(ctx.op, g, x, mu, x_needs, b_needs)
-        g_squares, g_var, g_b_var = gradients(ctx.op, g * k, squares, var, x_needs, b_var_needs)
         if g_x is not None and g_squares is not None:
-            g_x = torch.addcmul(g_x, x, g_squares, value=2)
+            g_x.add_(g_squares, alpha=2)
         return None, g_x, g_mu, g_var, g_b, g_b_var, None
 
 

@@ -13,7 +13,6 @@ from bayesnn.methods.base import (
     Run,
     Schedule,
     check_schedule,
-    clear_gradients,
     fill_gradients,
     parameter_groups,
     prior_terms,
@@ -83,8 +82,7 @@ class MAPRun(Run):
         self.optimizers = [self._descent.optimizer]
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
-        clear_gradients(self._parameters)
-        nll = self.backward(x, y, self._others)
+        nll = self.backward(x, y, self._others, clear=self._parameters)
         fill_gradients(self._bayesian)
         self._descent.step()
         self.gradient_evaluations += 1

@@ -120,9 +120,7 @@ class SamplerRun(Run):
 
     def _backward(self, x: Tensor, y: Tensor, once: bool = False) -> Tensor:
         """Gradients of the mean loss, less the Normal priors' (weight decay); the mean negative log likelihood."""
-        clear_gradients(self._parameters)
-        clear_gradients(self._drawn)
-        nll = self.backward(x, y, self._others, once=once)
+        nll = self.backward(x, y, self._others, once=once, clear=[*self._parameters, *self._drawn])
         fill_gradients(self._bayesian)
         clear_gradients(self._drawn)  # an optimizer leaves alone what has no gradient
         self.gradient_evaluations += 1

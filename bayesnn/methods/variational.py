@@ -201,8 +201,7 @@ class VariationalRun(Run):
         for s in range(S):
             shift = self._direction().mul_(self._sigma)
             torch.add(self._mu, shift, out=self._weights.vector)
-            clear_gradients(self._weights.parameters.values())
-            nll = self.backward(x, y, self._others, kl_weight, 1 / S)
+            nll = self.backward(x, y, self._others, kl_weight, 1 / S, clear=self._weights.parameters.values())
             g = self._weights.gradient(out=mu_grad if s == 0 else self._grad)
             if s == 0:
                 torch.mul(g, shift, out=rho_grad)
