@@ -321,6 +321,9 @@ class Posterior:
             )
 
 
-def _iterate(source: Source, count: int, seed: int, chain: int, device: torch.device) -> Iterator[State]:
-    """The draws of one chain, from the start: the same ones each time."""
-    return source.states(count, generator(seed, chain, device=device))
+def _iterate(
+    source: Source, count: int, seed: int, chain: int, device: torch.device, size: int | None = None
+) -> Iterator[State]:
+    """The draws of one chain, from the start, or ``size`` of them at a time: the same ones each time."""
+    stream = generator(seed, chain, device=device)
+    return source.states(count, stream) if size is None else source.blocks(count, stream, size)

@@ -47,7 +47,7 @@ class Predictive:
     Parameters
     ----------
     model : in eval mode, and this object's own: draws are written into it.
-    chains : for each chain a function that iterates over its draws anew.
+    chains : for each chain a function that iterates over its draws anew; with ``size=n`` n at a time, along axis 0.
     counts : draws of each chain.
     x : inputs (batch, ...), on whichever device: they are moved to the model's a block at a time.
     target : affine map of standardised targets, or None; all answers are in the targets' own units.
@@ -60,7 +60,7 @@ class Predictive:
     def __init__(
         self,
         model: BayesianModel,
-        chains: Sequence[Callable[[], Iterator[State]]],
+        chains: Sequence[Callable[..., Iterator[State]]],
         counts: Sequence[int],
         x: Tensor,
         target: Any = None,
@@ -469,7 +469,7 @@ class Predictive:
         first_draw = 0
         for model, chain, count in zip(self._models, self._chains, self._counts, strict=True):
             try:
-                put(slice(first_draw, first_draw + count), slice(None), params_of_draws(model, chain(), pieces))
+                put(slice(first_draw, first_draw + count), slice(None), params_of_draws(model, chain, pieces))
             except NotStackableError:
                 own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
                 for draw, state in enumerate(chain(), first_draw):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,6 +33,10 @@ class Source(ABC):
     @abstractmethod
     def states(self, n: int | None, generator: torch.Generator) -> Iterator[State]:
         """``n`` draws: fresh ones, or ``n`` evenly spaced ones of those stored (all of them for None)."""
+
+    def blocks(self, n: int | None, generator: torch.Generator, size: int) -> Iterator[State]:
+        """The draws of :meth:`states`, ``size`` at a time along axis 0 of each tensor; what is left comes last."""
+        return in_blocks(self.states(n, generator), size)
 
     @abstractmethod
     def state(self, index: int, generator: torch.Generator) -> State:
@@ -73,6 +78,15 @@ class Source(ABC):
         """
         (file,) = files
         return cls.from_tensors(read_tensors(file, device))
+
+
+def in_blocks(states: Iterable[State], size: int | None = None) -> Iterator[State]:
+    """States one by one, or ``size`` at a time along axis 0 of each tensor."""
+    rest = iter(states)
+    if size is None:
+        yield from rest
+    while block := list(islice(rest, size)):
+        yield {name: torch.stack([state[name] for state in block]) for name in block[0]}
 
 
 def evenly_spaced(n: int | None, num_draws: int) -> list[int]:
@@ -122,6 +136,13 @@ class Draws(Source):
         each = {name: tensor.unbind() for name, tensor in self.stacked.items()}
         for index in wanted:
             yield {name: tensors[index] for name, tensors in each.items()}
+
+    def blocks(self, n: int | None, generator: torch.Generator, size: int) -> Iterator[State]:
+        wanted = evenly_spaced(n, self.num_draws)
+        for first in range(0, len(wanted), size):
+            part = wanted[first : first + size]
+            whole = len(wanted) == self.num_draws  # then a block is a slice, and no copy
+            yield {name: t[first : first + size] if whole else t[list(part)] for name, t in self.stacked.items()}
 
     def state(self, index: int, generator: torch.Generator) -> State:
         return {name: tensor[index] for name, tensor in self.stacked.items()}

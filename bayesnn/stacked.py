@@ -10,7 +10,7 @@ construction, and for every net that can be had.
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -41,12 +41,23 @@ _ARITHMETIC = (
     *(Tensor.__truediv__, Tensor.__neg__, Tensor.__pow__),
 )
 BY_NUMBER = frozenset({*_ACTIVATIONS, *_ARITHMETIC})
+IN_PLACE: dict[Any, Callable[..., Tensor]] = {
+    **dict.fromkeys((F.relu, torch.relu, Tensor.relu), torch.relu_),
+    **dict.fromkeys((F.tanh, torch.tanh, Tensor.tanh), Tensor.tanh_),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid, Tensor.sigmoid), Tensor.sigmoid_),
+    **dict.fromkeys((torch.sin, Tensor.sin), Tensor.sin_),
+    **{f: functools.partial(f, inplace=True) for f in (F.leaky_relu, F.elu, F.selu, F.celu, F.silu, F.mish)},
+}
 FLATTEN = frozenset({torch.flatten, Tensor.flatten})
 DROPOUT = frozenset({F.dropout, F.alpha_dropout, F.feature_alpha_dropout, F.dropout1d, F.dropout2d, F.dropout3d})
 
 
 class NotStackableError(Exception):
     """The net does something that is not known to treat each draw and each row by itself."""
+
+
+class SpentError(NotStackableError):
+    """The net asks for numbers again that an activation was written over."""
 
 
 class Stacked(TorchFunctionMode):
@@ -56,10 +67,21 @@ class Stacked(TorchFunctionMode):
     ----------
     net : in eval mode.
     states : its parameters by name, each with the draws along axis 0; those that are not there are the net's own.
+    memory : for the outputs of linear layers, by the number of the call, where the next pass may write over them; what
+        is missing is added. Memory that is new to the processor's cache takes as long to write as the products take.
+    in_place : whether an activation is written over the layer's outputs. A net that uses them again (a residual one)
+        then raises :class:`SpentError`.
     """
 
-    def __init__(self, net: nn.Module, states: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        states: Mapping[str, Tensor],
+        memory: dict[int, Tensor] | None = None,
+        in_place: bool = False,
+    ) -> None:
         super().__init__()
+        self._memory, self._in_place, self._calls = memory, in_place, 0
         own = dict(net.named_parameters())
         if unknown := states.keys() - own.keys():
             raise NotStackableError(f"{sorted(unknown)[0]} is no parameter")  # a buffer, of which a net may do anything
@@ -67,6 +89,8 @@ class Stacked(TorchFunctionMode):
         self._weights = {id(own[name]): value for name, value in states.items()}
         self._fixed = {id(parameter) for name, parameter in own.items() if name not in states}
         self._seen: dict[int, tuple[Tensor, bool]] = {}  # what came of x, and whether it has an axis of draws
+        # Of these: what no other of them shares its memory with, and what was written over.
+        self._fresh, self._spent = set[int](), set[int]()
 
     def outputs(self, net: nn.Module, x: Tensor) -> Tensor:
         """What ``net`` says of x (batch, ...) at each draw, (draw, batch, outputs).
@@ -76,6 +100,7 @@ class Stacked(TorchFunctionMode):
         NotStackableError : the net does what this cannot stand in for.
         """
         self._seen = {id(x): (x, False)}
+        self._fresh, self._spent, self._calls = set(), set(), 0
         try:
             with self:
                 out = net(x)
@@ -88,9 +113,12 @@ class Stacked(TorchFunctionMode):
 
     def _of(self, value: Any) -> tuple[Tensor, bool]:
         try:
-            return self._seen[id(value)]
+            found = self._seen[id(value)]
         except KeyError:
             raise NotStackableError(f"a {type(value).__name__} that did not come of the inputs") from None
+        if id(value) in self._spent:
+            raise SpentError("numbers that were written over")
+        return found
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -98,8 +126,10 @@ class Stacked(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.linear:
             result = self._linear(*CALLS[func](*args, **kwargs)[1:])
+            self._fresh.add(id(result[0]))
         elif func in BY_NUMBER and not kwargs.get("inplace") and "out" not in kwargs:
             result = self._by_number(func, args, kwargs)
+            self._fresh.add(id(result[0]))
         elif func in FLATTEN or func in DROPOUT:
             result = self._unchanged(func, args, kwargs)
         elif func is Tensor.dim or (func in (Tensor.shape.__get__, Tensor.size) and len(args) == 1):  # type: ignore[attr-defined]
@@ -122,10 +152,20 @@ class Stacked(TorchFunctionMode):
         if not w_by_draw:
             return F.linear(rows, w, b), by_draw
         b = w.new_zeros(w.shape[:2]) if b is None else b.expand(w.shape[:2])
+        out = self._room(w, (*w.shape[:2], rows.shape[-2]))
         if by_draw:
-            return torch.baddbmm(b[..., None], w, rows.mT).mT, True
-        product = torch.addmm(b.reshape(-1, 1), w.flatten(0, 1), rows.T)
-        return product.view(*w.shape[:2], len(rows)).mT, True
+            torch.baddbmm(b[..., None], w, rows.mT, out=out)
+        else:
+            torch.addmm(b.reshape(-1, 1), w.flatten(0, 1), rows.T, out=out.view(-1, len(rows)))
+        return out.mT, True
+
+    def _room(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if self._memory is None:
+            return like.new_empty(shape)
+        number, self._calls = self._calls, self._calls + 1
+        if number not in self._memory or self._memory[number].shape != shape:
+            self._memory[number] = like.new_empty(shape)
+        return self._memory[number]
 
     def _weight(self, weight: Any) -> tuple[Any, bool]:
         if weight is None or id(weight) in self._fixed:
@@ -141,6 +181,11 @@ class Stacked(TorchFunctionMode):
             raise NotStackableError("a tensor by name")
         if len({value.shape[-2:] for value, _ in given}) != 1:
             raise NotStackableError("layers of several widths in one")
+        if self._in_place and func in IN_PLACE and id(args[0]) in self._fresh:
+            self._spent.add(id(args[0]))
+            value, by_draw = given[0]
+            options = {key: given for key, given in kwargs.items() if key != "inplace"}
+            return IN_PLACE[func](value, *args[1:], **options).view_as(value), by_draw
         values = iter(value for value, _ in given)
         by_draw = any(by_draw for _, by_draw in given)
         return func(*(next(values) if isinstance(value, Tensor) else value for value in args), **kwargs), by_draw
@@ -148,6 +193,7 @@ class Stacked(TorchFunctionMode):
     def _unchanged(self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Any) -> tuple[Tensor, bool]:
         """Calls that leave the numbers of each row as they are: flatten, and dropout in eval mode."""
         value, by_draw = self._of(args[0])
+        self._fresh.discard(id(args[0]))  # the result is the same memory
         row = value[0] if by_draw else value
         result = func(row, *args[1:], **kwargs)
         if len(result) != len(row) or result.data_ptr() != row.data_ptr() or (by_draw and result.shape != row.shape):
@@ -156,8 +202,10 @@ class Stacked(TorchFunctionMode):
 
 
 @torch.no_grad()
-def params_of_draws(model: BayesianModel, states: Iterable[State], pieces: Sequence[Tensor]) -> Params:
+def params_of_draws(model: BayesianModel, chain: Callable[..., Iterable[State]], pieces: Sequence[Tensor]) -> Params:
     """Parameters of the targets' distribution, each (draw, row, ...), for inputs that come in pieces (batch, ...).
+
+    ``chain(size=n)`` gives the draws, n at a time along axis 0 of each tensor.
 
     Raises
     ------
@@ -166,12 +214,16 @@ def params_of_draws(model: BayesianModel, states: Iterable[State], pieces: Seque
     size = _block_of_draws(model.net, len(pieces[0]))
     if size == 1 or model.autocast is not None:
         raise NotStackableError("layers too wide")
-    rest, parts, noise = iter(states), [], []
-    while block := list(itertools.islice(rest, size)):
-        stacked = {name: torch.stack([state[name] for state in block]) for name in block[0]}
-        net = Stacked(model.net, _part("net.", stacked))
-        # One after another into a place of its own: the layers' temporaries are free again before the next.
-        parts.append(torch.cat([net.outputs(model.net, piece) for piece in pieces], dim=1))
+    parts, noise = list[Tensor](), list[State]()
+    hooked = any(module._forward_hooks for module in model.net.modules())  # who may keep what they see
+    in_place, memory = not hooked, None if hooked else dict[int, Tensor]()
+    for stacked in chain(size=size):
+        weights = _part("net.", stacked)
+        try:
+            parts.append(_outputs(Stacked(model.net, weights, memory, in_place), model.net, pieces))
+        except SpentError:
+            in_place = False
+            parts.append(_outputs(Stacked(model.net, weights, memory), model.net, pieces))
         noise.append(_part("likelihood.", stacked))
     own = {f"model.{name}": torch.cat([part[name] for part in noise]) for name in noise[0]}
     form, outputs = AsModule(model.likelihood, "params"), torch.cat(parts)
@@ -180,6 +232,11 @@ def params_of_draws(model: BayesianModel, states: Iterable[State], pieces: Seque
     except Exception as error:  # vmap has an error of its own kind for each thing that a user's code may do
         raise NotStackableError(first_line(error)) from error
     return params
+
+
+def _outputs(stacked: Stacked, net: nn.Module, pieces: Sequence[Tensor]) -> Tensor:
+    """Outputs (draw, row, ...) for all pieces, in memory of their own."""
+    return torch.cat([stacked.outputs(net, piece).clone() for piece in pieces], dim=1)
 
 
 def _part(prefix: str, state: State) -> State:

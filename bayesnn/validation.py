@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bayesnn.model import BayesianModel, State
 from bayesnn.predictive import Predictive
+from bayesnn.source import in_blocks
 
 if TYPE_CHECKING:
     from bayesnn.stopping import EarlyStopping
@@ -23,7 +24,7 @@ def score(
     """
     model = model.copy().eval()  # draws are written into it
     model.autocast = None
-    predictive = Predictive(model, [partial(iter, states)], [len(states)], validation.x, target)
+    predictive = Predictive(model, [partial(in_blocks, states)], [len(states)], validation.x, target)
     y = predictive._targets(validation.y)
     row = {"val_nll": -float(predictive.log_prob(y).double().mean())}
     labels = model.likelihood.labels(y)

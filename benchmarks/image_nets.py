@@ -16,7 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,11 @@ class Study:
     fits: dict[str, Fit]
     prior: bnn.priors.Prior | None = None  # the library's default
     batch: int = 128
+    likelihood: bnn.likelihoods.Likelihood = field(default_factory=bnn.likelihoods.Categorical)
 
     def model(self) -> bnn.BayesianModel:
         """A fresh net."""
-        return bnn.BayesianModel(self.net(), self.prior, bnn.likelihoods.Categorical())
+        return bnn.BayesianModel(self.net(), self.prior, self.likelihood)
 
 
 def _convnet() -> nn.Module:
@@ -83,6 +84,16 @@ STUDIES = {
         },
         HE,
     ),
+    # Labels as observations of the classes' probabilities: see NoisyDirichlet.
+    "mnist-lenet5-dirichlet": Study(
+        "mnist",
+        bnn.nets.LeNet5,
+        {
+            "ensemble of 4": Fit(bnn.MAP(), 10, 4),
+            "SGHMC": Fit(bnn.SGHMC(draws=25), 10, 4, "ensemble of 4"),
+        },
+        likelihood=bnn.likelihoods.NoisyDirichlet(),
+    ),
     "mnist-mlp": Study(
         "mnist",
         lambda: bnn.nets.MLP(784, (512, 512), 10),
@@ -98,8 +109,20 @@ STUDIES = {
             "SGHMC": Fit(bnn.SGHMC(draws=25), 8, 4, "ensemble of 4"),
         },
     ),
-    # Equal budgets: 20 epochs in all.
+    # Equal budgets: 60 epochs in all, one chain each.
     "cifar10-resnet20": Study(
+        "cifar10",
+        lambda: bnn.nets.ResNet(20, norm="frn"),
+        {
+            "MAP": Fit(bnn.MAP(), 60),
+            "SGHMC": Fit(bnn.SGHMC(draws=30), 60),
+            "SGHMC, 3 cycles": Fit(bnn.SGHMC(lr=0.1, cycles=3, warm_up=0.0, burn_in=0.0, draws=30), 60),
+            "MeanFieldVI": Fit(bnn.MeanFieldVI(lr=1e-3), 60),
+        },
+        batch=32,
+    ),
+    # Equal budgets: 20 epochs in all.
+    "cifar10-resnet20-he": Study(
         "cifar10",
         lambda: bnn.nets.ResNet(20, norm="frn"),
         {

@@ -7,7 +7,7 @@ import bayesnn as bnn
 from bayesnn import stacked
 from bayesnn.likelihoods import Categorical, HeteroscedasticNormal, Normal, StudentT
 from bayesnn.source import Draws
-from bayesnn.stacked import NotStackableError, Stacked
+from bayesnn.stacked import NotStackableError, SpentError, Stacked
 
 DRAWS, ROWS, FEATURES = 5, 7, 4
 
@@ -51,6 +51,9 @@ STACKABLE = {
     ),
     "flatten": lambda: nn.Sequential(nn.Flatten(), nn.Linear(FEATURES, 3), nn.Flatten(), nn.Linear(3, 2)),
     "skips": lambda: Net(lambda net, x: (h := torch.tanh(net.a(x))) + 0.5 * net.b(h) - h * h / 3),
+    "a layer before and after its activation": lambda: Net(lambda net, x: torch.relu(h := net.a(x)) + net.b(h)),
+    "another view of a layer": lambda: Net(lambda net, x: (f := torch.flatten(h := net.a(x), 1)) + torch.relu(h) - f),
+    "activations of activations": lambda: Net(lambda net, x: net.b(torch.sigmoid(F.leaky_relu(net.a(x), 0.1).tanh()))),
     "by name": lambda: Net(lambda net, x: F.linear(input=x, weight=net.a.weight, bias=net.a.bias)),
     "a weight kept elsewhere": lambda: Net(lambda net, x: F.linear(x, net.kept[0])),
     "shapes": lambda: Net(lambda net, x: net.a(x) * (x.shape[-1] + x.dim() + len(net.a(x).shape))),
@@ -102,6 +105,22 @@ def test_all_draws_at_once_are_each_draw_by_itself(name):
             torch.testing.assert_close(found[draw], net(x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", STACKABLE)
+def test_activations_written_over_their_layers_change_nothing(name):
+    """In memory that the pass before has used; a net that uses a layer's outputs again is noticed."""
+    net, memory = STACKABLE[name]().double().eval(), {}
+    states = states_of(net)
+    with torch.no_grad():
+        for x in (inputs(), inputs().flip(0)):
+            beside = Stacked(net, states).outputs(net, x)
+            if name == "a layer before and after its activation":
+                with pytest.raises(SpentError):
+                    Stacked(net, states, memory, in_place=True).outputs(net, x)
+            else:
+                over = Stacked(net, states, memory, in_place=True).outputs(net, x)
+                torch.testing.assert_close(over, beside, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_may_mix_rows_or_draws_is_refused(name):
     net = Net(REFUSED[name]).double().eval()
@@ -114,7 +133,7 @@ def test_states_of_buffers_are_refused():
         Stacked(Net(None), {"constant": torch.ones(DRAWS, 3)})
 
 
-def never():
+def never(size):
     raise AssertionError("a draw was taken")
     yield
 
@@ -125,7 +144,7 @@ def test_draws_that_would_fill_the_memory_are_not_stacked(net):
     x = torch.zeros(2, 1, 8, 8) if isinstance(net, bnn.nets.LeNet5) else torch.zeros(2, 600)
     model = bnn.BayesianModel(net, likelihood=Categorical())
     with pytest.raises(NotStackableError):
-        stacked.params_of_draws(model, never(), [x])
+        stacked.params_of_draws(model, never, [x])
 
 
 class Sorted(Normal):
@@ -171,6 +190,29 @@ class TestPredict:
         assert len(calls) >= 2 * DRAWS * 2
         # Each chain in two pieces, and a row or two to look at the outputs' form.
         assert fewest is None or passes <= 2 * fewest + 4
+
+    def test_a_layer_that_is_used_again(self):
+        """Then activations are written beside it."""
+        net = STACKABLE["a layer before and after its activation"]()
+        model = bnn.BayesianModel(net, likelihood=Categorical()).double()
+        states = states_of(model)
+        found = bnn.Posterior(model, [Draws(states)], 10).predict(inputs()).draws
+        for draw in range(DRAWS):
+            alone = bnn.Posterior(model, [Draws({key: v[draw : draw + 1] for key, v in states.items()})], 10)
+            torch.testing.assert_close(found[:, draw], alone.predict(inputs()).draws[:, 0])
+
+    def test_what_a_hook_keeps_is_not_written_over(self, monkeypatch):
+        monkeypatch.setattr(stacked, "STACK_BYTES", (2 * ROWS * 3 * 8, 0))  # two draws at a time
+        kept = []
+        model = bnn.BayesianModel(bnn.nets.MLP(FEATURES, (3,), 1), likelihood=Normal()).double()
+        model.net.layers[0].register_forward_hook(lambda module, x, y: kept.append(y))
+        states = states_of(model)
+        bnn.Posterior(model, [Draws(states)], 10).predict(inputs()).mean  # noqa: B018
+        found = torch.cat([outputs for outputs in kept if outputs.dim() == 3])
+        assert len(found) == DRAWS
+        for draw in range(DRAWS):
+            w, b = (states[f"net.layers.0.{name}"][draw] for name in ("weight", "bias"))
+            torch.testing.assert_close(found[draw], F.linear(inputs(), w, b))
 
     def test_blocks_of_draws(self, monkeypatch):
         model = bnn.BayesianModel(bnn.nets.MLP(FEATURES, (6,), 1), likelihood=Normal()).double()
