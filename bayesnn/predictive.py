@@ -20,7 +20,7 @@ from torch import Tensor
 from bayesnn.data.augment import Augment
 from bayesnn.data.dataset import as_targets, check_finite
 from bayesnn.errors import at_least, first_line
-from bayesnn.likelihoods.base import Params
+from bayesnn.likelihoods.base import Params, variance_over_draws
 from bayesnn.likelihoods.classification import Bernoulli, Categorical
 from bayesnn.likelihoods.label_noise import NoisyCategorical
 from bayesnn.metrics.classification import mass_before
@@ -181,7 +181,7 @@ class Predictive:
         parts = []
         for _, params in self._blocks():
             probs = self._model.likelihood.mean(params).double()
-            parts.append(((probs * (1 - probs)).mean(0), probs.var(0, correction=0)))
+            parts.append(((probs * (1 - probs)).mean(0), variance_over_draws(probs)))
         aleatoric, epistemic = (torch.cat(each) for each in zip(*parts, strict=True))
         return aleatoric, epistemic
 

@@ -27,7 +27,7 @@ from bayesnn.methods.compiled import AsModule
 from bayesnn.model import BayesianModel, State
 
 # What the widest layer makes of one block of draws, and their weights, on a CPU and on a GPU: to stay in the cache.
-STACK_BYTES = 2 * 2**20, 64 * 2**20
+STACK_BYTES = 4 * 2**20, 64 * 2**20
 
 _ACTIVATIONS = (
     *(F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.softplus, F.softsign),
@@ -236,7 +236,8 @@ def params_of_draws(model: BayesianModel, chain: Callable[..., Iterable[State]],
 
 def _outputs(stacked: Stacked, net: nn.Module, pieces: Sequence[Tensor]) -> Tensor:
     """Outputs (draw, row, ...) for all pieces, in memory of their own."""
-    return torch.cat([stacked.outputs(net, piece).clone() for piece in pieces], dim=1)
+    each = [stacked.outputs(net, piece).clone() for piece in pieces]
+    return torch.cat(each, dim=1) if len(each) > 1 else each[0]
 
 
 def _part(prefix: str, state: State) -> State:
