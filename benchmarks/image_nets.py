@@ -84,6 +84,27 @@ STUDIES = {
         },
         HE,
     ),
+    "mnist-lenet5-wide": Study(
+        "mnist",
+        bnn.nets.LeNet5,
+        {
+            "ensemble of 4": Fit(bnn.MAP(), 10, 4),
+            "SGHMC": Fit(bnn.SGHMC(draws=25), 10, 4, "ensemble of 4"),
+            "SGLD": Fit(bnn.SGLD(draws=25), 10, 4, "ensemble of 4"),
+            "ensemble of 4, 20 epochs": Fit(bnn.MAP(), 20, 4),
+            "SGLD, from 20 epochs": Fit(bnn.SGLD(draws=25), 10, 4, "ensemble of 4, 20 epochs"),
+        },
+        bnn.priors.Layerwise(gain=6.0),
+    ),
+    "mnist-lenet5-unit": Study(
+        "mnist",
+        bnn.nets.LeNet5,
+        {
+            "ensemble of 4": Fit(bnn.MAP(), 10, 4),
+            "SGHMC": Fit(bnn.SGHMC(draws=25), 10, 4, "ensemble of 4"),
+        },
+        bnn.priors.Normal(1.0),
+    ),
     # Labels as observations of the classes' probabilities: see NoisyDirichlet.
     "mnist-lenet5-dirichlet": Study(
         "mnist",
