@@ -215,7 +215,8 @@ def params_of_draws(model: BayesianModel, chain: Callable[..., Iterable[State]],
     if size == 1 or model.autocast is not None:
         raise NotStackableError("layers too wide")
     parts, noise = list[Tensor](), list[State]()
-    hooked = any(module._forward_hooks for module in model.net.modules())  # who may keep what they see
+    # Hooks may keep what they see.
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.net.modules())
     in_place, memory = not hooked, None if hooked else dict[int, Tensor]()
     for stacked in chain(size=size):
         weights = _part("net.", stacked)

@@ -21,10 +21,15 @@ Params = dict[str, Tensor]
 
 
 def variance_over_draws(values: Tensor) -> Tensor:
-    """Variance along axis 0, with 1/S, of (draw, ...): in two passes, which over that axis cost a CPU a twentieth of
-    ``torch.var``'s one, and are as exact.
+    """Variance along axis 0, with 1/S, of (draw, ...).
+
+    Of deviations from the mean, centred once more, as a mean of numbers far from zero is rounded. On a CPU these passes
+    over the first axis take a tenth of the time of ``torch.var``.
     """
-    return (values - values.mean(0)).square_().mean(0)
+    # A mean in bfloat16 is off by up to 1/256 of itself.
+    wide = values if values.dtype in (torch.float32, torch.float64) else values.float()
+    deviation = wide - wide.mean(0)
+    return deviation.sub_(deviation.mean(0)).square_().mean(0).to(values.dtype)
 
 
 class Likelihood(nn.Module, ABC):
