@@ -62,14 +62,17 @@ def _convnet() -> nn.Module:
     return bnn.nets.ConvNet((1, 28, 28), 10, channels=(24, 48, 64), dense=()).to(memory_format=torch.channels_last)
 
 
+CHAINS = {
+    "ensemble of 4": Fit(bnn.MAP(), 10, 4),
+    "SGHMC": Fit(bnn.SGHMC(draws=25), 10, 4, "ensemble of 4"),
+}
 STUDIES = {
     "mnist-lenet5": Study(
         "mnist",
         bnn.nets.LeNet5,
         {
             "MAP": Fit(bnn.MAP(), 10),
-            "ensemble of 4": Fit(bnn.MAP(), 10, 4),
-            "SGHMC": Fit(bnn.SGHMC(draws=25), 10, 4, "ensemble of 4"),
+            **CHAINS,
             "SGHMC, T = 0.1": Fit(bnn.SGHMC(draws=25, temperature=0.1), 10, 4, "ensemble of 4"),
         },
     ),
@@ -78,8 +81,7 @@ STUDIES = {
         bnn.nets.LeNet5,
         {
             "MAP": Fit(bnn.MAP(), 10),
-            "ensemble of 4": Fit(bnn.MAP(), 10, 4),
-            "SGHMC": Fit(bnn.SGHMC(draws=25), 10, 4, "ensemble of 4"),
+            **CHAINS,
             "MeanFieldVI": Fit(bnn.MeanFieldVI(lr=2e-3), 30),
         },
         HE,
@@ -88,8 +90,7 @@ STUDIES = {
         "mnist",
         bnn.nets.LeNet5,
         {
-            "ensemble of 4": Fit(bnn.MAP(), 10, 4),
-            "SGHMC": Fit(bnn.SGHMC(draws=25), 10, 4, "ensemble of 4"),
+            **CHAINS,
             "SGLD": Fit(bnn.SGLD(draws=25), 10, 4, "ensemble of 4"),
             "ensemble of 4, 20 epochs": Fit(bnn.MAP(), 20, 4),
             "SGLD, from 20 epochs": Fit(bnn.SGLD(draws=25), 10, 4, "ensemble of 4, 20 epochs"),
@@ -99,20 +100,14 @@ STUDIES = {
     "mnist-lenet5-unit": Study(
         "mnist",
         bnn.nets.LeNet5,
-        {
-            "ensemble of 4": Fit(bnn.MAP(), 10, 4),
-            "SGHMC": Fit(bnn.SGHMC(draws=25), 10, 4, "ensemble of 4"),
-        },
+        CHAINS,
         bnn.priors.Normal(1.0),
     ),
     # Labels as observations of the classes' probabilities: see NoisyDirichlet.
     "mnist-lenet5-dirichlet": Study(
         "mnist",
         bnn.nets.LeNet5,
-        {
-            "ensemble of 4": Fit(bnn.MAP(), 10, 4),
-            "SGHMC": Fit(bnn.SGHMC(draws=25), 10, 4, "ensemble of 4"),
-        },
+        CHAINS,
         likelihood=bnn.likelihoods.NoisyDirichlet(),
     ),
     "mnist-mlp": Study(
