@@ -142,7 +142,7 @@ class Draws(Source):
         for first in range(0, len(wanted), size):
             part = wanted[first : first + size]
             whole = len(wanted) == self.num_draws  # then a block is a slice, and no copy
-            yield {name: t[first : first + size] if whole else t[list(part)] for name, t in self.stacked.items()}
+            yield {name: t[first : first + size] if whole else t[part] for name, t in self.stacked.items()}
 
     def state(self, index: int, generator: torch.Generator) -> State:
         return {name: tensor[index] for name, tensor in self.stacked.items()}

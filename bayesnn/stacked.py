@@ -184,7 +184,7 @@ class Stacked(TorchFunctionMode):
         if self._in_place and func in IN_PLACE and id(args[0]) in self._fresh:
             self._spent.add(id(args[0]))
             value, by_draw = given[0]
-            options = {key: given for key, given in kwargs.items() if key != "inplace"}
+            options = {key: option for key, option in kwargs.items() if key != "inplace"}
             return IN_PLACE[func](value, *args[1:], **options).view_as(value), by_draw
         values = iter(value for value, _ in given)
         by_draw = any(by_draw for _, by_draw in given)

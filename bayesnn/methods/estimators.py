@@ -298,8 +298,8 @@ class _LocalSample(torch.autograd.Function):
         generator: torch.Generator,
     ) -> Tensor:
         m, v = op(x, mu, b_mu), op(x * x, var, b_var)
-        # 0 where v = 0, and where a kernel (Winograd) leaves a sum of squares a little below 0, whose root is NaN.
-        inverse = v.rsqrt().nan_to_num_(nan=0.0, posinf=0.0)
+        # 0 where v = 0, or -0, and where a kernel (Winograd) leaves a sum of squares a little below 0: its root is NaN.
+        inverse = v.rsqrt().nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         k = torch.empty_like(m).normal_(0, 0.5, generator=generator).mul_(inverse)
         ctx.save_for_backward(x, mu, var, k)
         ctx.op = op

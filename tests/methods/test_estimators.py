@@ -19,7 +19,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import bayesnn as bnn
 from bayesnn.methods import Plan
-from bayesnn.methods.estimators import Estimator, Flipout, Local
+from bayesnn.methods.calls import Op
+from bayesnn.methods.estimators import Estimator, Flipout, Local, _LocalSample
 from bayesnn.methods.flat import FlatWeights
 from bayesnn.rng import Streams
 
@@ -619,3 +620,19 @@ def test_on_cuda(estimator: str) -> None:
     method = bnn.MeanFieldVI(estimator=estimator)
     posterior = bnn.fit(model, (x, y), method, epochs=3, batch_size=8, device="cuda", progress=False)
     assert all(torch.isfinite(value).all() for value in posterior.sources[0].tensors().values())
+
+
+@pytest.mark.parametrize("below", [0.0, 1e-9])
+def test_a_variance_of_minus_zero_or_a_little_below_is_none(below):
+    """As kernels leave them that add and subtract: no noise there, and gradients of the mean alone."""
+
+    def linear(x, weight, bias):
+        return -F.linear(-x, weight) + (-below if bias is None else bias)
+
+    x, mu = torch.zeros(3, 4, requires_grad=True), torch.ones(2, 4, requires_grad=True)
+    var, bias = torch.ones(2, 4, requires_grad=True), torch.ones(2)
+    out = _LocalSample.apply(Op(linear), x, mu, var, bias, None, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(out, torch.ones(3, 2))
+    found = torch.autograd.grad(out.sum(), (x, mu, var))
+    for gradient, expected in zip(found, (torch.full((3, 4), 2.0), torch.zeros(2, 4), torch.zeros(2, 4)), strict=True):
+        torch.testing.assert_close(gradient, expected)
