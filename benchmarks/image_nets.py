@@ -137,6 +137,17 @@ STUDIES = {
         },
         batch=32,
     ),
+    # Half of that.
+    "cifar10-resnet20-half": Study(
+        "cifar10",
+        lambda: bnn.nets.ResNet(20, norm="frn"),
+        {
+            "MAP": Fit(bnn.MAP(), 30),
+            "SGHMC, 2 cycles": Fit(bnn.SGHMC(lr=0.1, cycles=2, warm_up=0.0, burn_in=0.0, draws=30), 30),
+            "MeanFieldVI": Fit(bnn.MeanFieldVI(lr=1e-3), 30),
+        },
+        batch=32,
+    ),
     # Equal budgets: 20 epochs in all.
     "cifar10-resnet20-he": Study(
         "cifar10",
